@@ -1,0 +1,42 @@
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "kernels/cpu/isa.h"
+#ifdef USE_CUDA
+#include "kernels/cuda/device_info.h"
+#endif
+
+namespace atlas {
+namespace {
+
+// "key=value" lines for `python -m atlas_ext`.
+std::string build_info() {
+  std::string text = "compiler=" + std::string(__VERSION__);
+  text += ATLAS_X86 ? "\ncpu_isas=baseline avx2 avx512" : "\ncpu_isas=baseline";
+  text += std::string("\ncpu_isa=") + kernels::cpu::isa_name(kernels::cpu::isa());
+#ifdef USE_CUDA
+  const int runtime = kernels::cuda::compiled_runtime_version();
+  text += "\ncuda_runtime=" + std::to_string(runtime / 1000) + "." +
+          std::to_string(runtime % 1000 / 10);
+  text += std::string("\ncuda_architectures=") + kernels::cuda::compiled_architectures();
+#endif
+  return text;
+}
+
+// 10 * major + minor of the code that CUDA device `device` would run; 0: none in this build.
+int64_t cuda_code_architecture([[maybe_unused]] int64_t device) {
+#ifdef USE_CUDA
+  return kernels::cuda::code_architecture(static_cast<int>(device));
+#else
+  return 0;
+#endif
+}
+
+}  // namespace
+}  // namespace atlas
+
+STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CompositeExplicitAutograd, library) {
+  library.impl("build_info", TORCH_BOX(&atlas::build_info));
+  library.impl("cuda_code_architecture", TORCH_BOX(&atlas::cuda_code_architecture));
+}
