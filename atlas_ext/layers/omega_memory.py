@@ -1,0 +1,218 @@
+"""The memory layer: projections, gates and the Omega rule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.omega_rule import omega_rule
+from ..ops.omega_rule_update import omega_rule_update
+from ..ops.poly_features import poly_feature_dim
+from .short_convolution import ShortConvolution
+from .state import MemoryState
+
+# Values of the gates before training (spec: alpha about 0.99 or more, theta about 0.9).
+INITIAL_ALPHA = 0.995
+INITIAL_THETA = 0.9
+INITIAL_GAMMA_SINGLE = 0.95  # a window of one: a sigmoid never reaches 1
+
+
+def memory_shapes(
+    memory: str, head_dim: int, degree: int | None, expansion: int
+) -> tuple[tuple[int, int], ...]:
+    """Shapes [out, in] of one head's memory weights, in the order `omega_rule` takes them."""
+    lifted = head_dim if degree is None else poly_feature_dim(head_dim, degree)
+    hidden = expansion * head_dim
+    if memory == "linear":
+        return ((head_dim, lifted),)
+    if memory == "mlp":
+        return ((hidden, lifted), (head_dim, hidden))
+    if memory == "gated_mlp":
+        return ((hidden, lifted), (hidden, lifted), (head_dim, hidden))
+    raise ValueError(f"OmegaMemory: memory: wanted 'linear', 'mlp' or 'gated_mlp', got {memory!r}")
+
+
+def default_step_size(objective: str, momentum: bool, ns_steps: int, chunk_size: int) -> float:
+    """A step eta that neither diverges nor swamps the learned memory before training.
+
+    Newton-Schulz output has spectral norm about 1, so the step is small beside 1. Plain descent on
+    the l2 loss sees `chunk_size` gradients of the same frozen memory, amplified by the momentum;
+    their summed step must stay below the curvature's limit. The dot loss has no curvature.
+    """
+    if ns_steps > 0:
+        return 0.1
+    gain = 1.0 / (1.0 - INITIAL_THETA) if momentum else 1.0
+    return 1.0 / gain if objective == "dot" else 1.0 / (gain * min(chunk_size, 64))
+
+
+class OmegaMemory(nn.Module):
+    """A sequence mixer whose memory learns at test time by the Omega rule (paper Eq. 9, 32-34).
+
+    q, k, v: linear, causal convolution, SiLU; q and k are L2-normalised with a learned scale per
+    head. Gates are linear maps of the input: gamma = sigmoid, alpha and theta = sigmoid (computed
+    in log space), eta = `step_size` * softplus. The memory's output is RMS-normalised per head,
+    multiplied by SiLU(linear(x)) and projected back. Training and evaluation mode do the same.
+
+    Args:
+        hidden_size: width of input and output.
+        num_heads: number of independent memories H.
+        head_dim: K = V, width of a head; default hidden_size // num_heads.
+        memory: "linear", "mlp" or "gated_mlp"; `expansion` * head_dim is the hidden width F.
+        activation, residual: of a deep memory, as in `omega_rule`.
+        objective: "l2" or "dot".
+        degree: degree of the polynomial feature map; None: no map.
+        window: W, number of tokens in the inner loss.
+        momentum: keep a momentum of the gradients, with a gate theta.
+        retention: let the memory fade, with a gate alpha; False: alpha = 1.
+        ns_steps, ns_schedule, ns_every: Newton-Schulz (Muon), as in `omega_rule`.
+        chunk_size: C; part of the model, not a tuning knob.
+        conv_size: taps of the short convolution.
+        step_size: eta at the initial bias; None: see `default_step_size`.
+        norm_eps: of the output's RMSNorm.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        head_dim: int | None = None,
+        memory: str = "linear",
+        expansion: int = 4,
+        activation: str = "gelu",
+        residual: bool = True,
+        objective: str = "l2",
+        degree: int | None = None,
+        window: int = 16,
+        momentum: bool = True,
+        retention: bool = True,
+        ns_steps: int = 0,
+        ns_schedule: str = "muon",
+        ns_every: int = 1,
+        chunk_size: int = 64,
+        conv_size: int = 4,
+        step_size: float | None = None,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads if head_dim is None else head_dim
+        self.window = window
+        self.momentum = momentum
+        self.retention = retention
+        self.step_size = (
+            default_step_size(objective, momentum, ns_steps, chunk_size)
+            if step_size is None
+            else step_size
+        )
+        shapes = memory_shapes(memory, self.head_dim, degree, expansion)
+        deep = len(shapes) > 1
+        self.options = {
+            "objective": objective,
+            "activation": activation if deep else "gelu",
+            "residual": residual and deep,
+            "degree": degree,
+            "ns_steps": ns_steps,
+            "ns_schedule": ns_schedule,
+            "ns_every": ns_every,
+            "chunk_size": chunk_size,
+        }
+        inner = num_heads * self.head_dim
+        self.qkv_proj = nn.Linear(hidden_size, 3 * inner, bias=False)
+        self.qkv_conv = ShortConvolution(3 * inner, conv_size, activation="silu")
+        self.q_scale = nn.Parameter(torch.empty(num_heads))
+        self.k_scale = nn.Parameter(torch.empty(num_heads))
+        self.gate_sizes = [num_heads * window, num_heads] + [num_heads] * (retention + momentum)
+        self.gates = nn.Linear(hidden_size, sum(self.gate_sizes))
+        self.memory_weights = nn.ParameterList(
+            [nn.Parameter(torch.empty(num_heads, *shape)) for shape in shapes]
+        )
+        self.feature_scales = None if degree is None else nn.Parameter(torch.empty(degree + 1))
+        self.norm = nn.RMSNorm(self.head_dim, eps=norm_eps)
+        self.output_gate = nn.Linear(hidden_size, inner, bias=False)
+        self.out_proj = nn.Linear(inner, hidden_size, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float | None = None) -> None:
+        """Draws the weights; `std` of the linear maps defaults to 1/(2 sqrt(fan-in))."""
+        for linear in (self.qkv_proj, self.gates, self.output_gate, self.out_proj):
+            nn.init.normal_(linear.weight, std=std or 0.5 * linear.in_features**-0.5)
+        nn.init.normal_(self.gates.weight, std=0.2 * self.gates.in_features**-0.5)
+        self.qkv_conv.reset_parameters()
+        self.norm.reset_parameters()
+        nn.init.ones_(self.q_scale)
+        nn.init.ones_(self.k_scale)
+        for weight in self.memory_weights:
+            nn.init.normal_(weight, std=0.5 * weight.shape[-1] ** -0.5)
+        if self.feature_scales is not None:
+            self.feature_scales.copy_(
+                torch.tensor([math.factorial(n) ** -0.5 for n in range(len(self.feature_scales))])
+            )
+        gamma = INITIAL_GAMMA_SINGLE if self.window == 1 else 1.0 / self.window
+        initial = [_logit(gamma), math.log(math.e - 1.0)]  # softplus(log(e - 1)) = 1
+        initial += [_logit(INITIAL_ALPHA)] * self.retention
+        initial += [_logit(INITIAL_THETA)] * self.momentum
+        for bias, value in zip(self.gates.bias.split(self.gate_sizes), initial, strict=True):
+            nn.init.constant_(bias, value)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, T, hidden_size]
+        state: MemoryState | None = None,
+        cu_seqlens: Tensor | None = None,  # [N+1]
+        return_state: bool = False,
+    ) -> tuple[Tensor, MemoryState | None]:
+        """Mixes the tokens of each sequence; returns the output and, if asked, the state after it.
+
+        A single token with a state and without gradients updates that state in place; otherwise
+        the state given is left alone and a new one is returned.
+        """
+        single = state is not None and x.shape[1] == 1 and cu_seqlens is None
+        in_place = single and not torch.is_grad_enabled()
+        qkv, tail = self.qkv_conv(
+            self.qkv_proj(x), None if state is None else state.conv, cu_seqlens
+        )
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(-3)
+        q = F.normalize(q, dim=-1) * self.q_scale[:, None]
+        k = F.normalize(k, dim=-1) * self.k_scale[:, None]
+        gates = self.compute_gates(x)
+        if in_place:
+            assert state is not None
+            first = [None if gate is None else gate[:, 0] for gate in gates]
+            o = omega_rule_update(
+                q[:, 0], k[:, 0], v[:, 0], *first,
+                state=state.memory, feature_scales=self.feature_scales, **self.options,
+            ).unsqueeze(1)  # fmt: skip
+            state.conv.copy_(tail)
+        else:
+            o, memory = omega_rule(
+                q, k, v, *gates,
+                weights=tuple(self.memory_weights) if state is None else None,
+                feature_scales=self.feature_scales,
+                initial_state=None if state is None else state.memory,
+                output_final_state=return_state,
+                cu_seqlens=cu_seqlens,
+                **self.options,
+            )  # fmt: skip
+            state = MemoryState(memory, tail) if return_state else None
+        y = self.norm(o).flatten(-2) * F.silu(self.output_gate(x))
+        return self.out_proj(y), state if return_state else None
+
+    def compute_gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """gamma [B, T, H, W], eta, log_alpha and log_theta [B, T, H] of the input, in float32."""
+        raw = self.gates(x)
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        gamma, eta, *decays = raw.split(self.gate_sizes, dim=-1)
+        log_decays = [F.logsigmoid(decay) for decay in decays]
+        log_theta = log_decays.pop() if self.momentum else None
+        log_alpha = log_decays.pop() if self.retention else None
+        gamma = torch.sigmoid(gamma).unflatten(-1, (self.num_heads, self.window))
+        return gamma, self.step_size * F.softplus(eta), log_alpha, log_theta
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1.0 - probability))

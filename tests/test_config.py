@@ -1,0 +1,122 @@
+"""AtlasConfig: validation, defaults of the variants, presets."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from atlas_ext.models import Atlas, AtlasConfig
+
+VARIANTS = (
+    "linear_attention", "delta", "titans", "dla", "swla", "omeganet", "atlas", "atlas++",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vocab_size", 0),
+        ("vocab_size", 2.0),
+        ("hidden_size", -8),
+        ("hidden_size", 30),  # not a multiple of num_heads
+        ("num_layers", 0),
+        ("num_heads", True),
+        ("head_dim", 0),
+        ("variant", "mamba"),
+        ("variant", "swdt"),
+        ("hybrid", "mag"),
+        ("memory", "lstm"),
+        ("activation", "relu"),
+        ("degree", 5),
+        ("degree", True),
+        ("window", 0),
+        ("chunk_size", 0),
+        ("ns_steps", -1),
+        ("ns_schedule", "newton"),
+        ("ns_every", 0),
+        ("step_size", 0.0),
+        ("conv_size", 0),
+        ("mlp_ratio", float("nan")),
+        ("norm_eps", "small"),
+        ("tie_embeddings", 1),
+    ],
+)
+def test_errors_name_field_wanted_and_got(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"AtlasConfig: {field}: wanted .*, got") as raised:
+        AtlasConfig(**({"vocab_size": 256, "num_heads": 4} | {field: value}))
+    assert repr(value) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("variant", "field", "value"),
+    [
+        ("delta", "memory", "mlp"),
+        ("titans", "window", 4),
+        ("omeganet", "ns_steps", 5),
+        ("linear_attention", "degree", 2),
+    ],
+)
+def test_a_variant_keeps_its_meaning(variant: str, field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field}: wanted .* for variant '{variant}'"):
+        AtlasConfig(vocab_size=256, variant=variant, **{field: value})
+
+
+def test_defaults_follow_the_variant() -> None:
+    atlas = AtlasConfig(vocab_size=256)
+    assert (atlas.variant, atlas.memory, atlas.degree, atlas.ns_steps) == ("atlas", "mlp", 2, 5)
+    assert (atlas.objective, atlas.momentum, atlas.head_dim) == ("l2", True, 64)
+    delta = AtlasConfig(vocab_size=256, variant="delta")
+    assert (delta.memory, delta.window, delta.chunk_size) == ("linear", 1, 1)
+    assert delta.degree is None and not delta.momentum and not delta.retention
+    assert AtlasConfig(vocab_size=256, variant="dla").objective == "dot"
+    assert AtlasConfig(vocab_size=256, degree=None).degree is None
+
+
+def test_config_is_frozen_and_survives_a_dictionary() -> None:
+    config = AtlasConfig.preset("atlas-170m", vocab_size=1000, window=8)
+    assert AtlasConfig(**config.to_dict()) == config
+    assert dataclasses.replace(config, num_layers=1).num_layers == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.window = 2
+    with pytest.raises(TypeError):
+        AtlasConfig(256)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_constructs(variant: str) -> None:
+    model = Atlas(AtlasConfig.preset(f"{variant}-tiny", vocab_size=64))
+    count = {"linear": 1, "mlp": 2, "gated_mlp": 3}[model.config.memory]
+    assert len(model.blocks[0].memory.memory_weights) == count
+
+
+@pytest.mark.parametrize(
+    ("size", "hidden_size", "num_layers", "low", "high"),
+    [
+        ("170m", 768, 12, 140e6, 200e6),
+        ("340m", 1024, 24, 310e6, 440e6),
+        ("760m", 1536, 24, 700e6, 950e6),
+        ("1.3b", 2048, 18, 1.0e9, 1.6e9),
+    ],
+)
+def test_presets_have_the_size_of_their_name(
+    size: str, hidden_size: int, num_layers: int, low: float, high: float
+) -> None:
+    config = AtlasConfig.preset(f"atlas-{size}")
+    assert (config.hidden_size, config.num_layers, config.vocab_size) == (
+        hidden_size, num_layers, 32_000,
+    )  # fmt: skip
+    assert (config.head_dim, config.num_heads, config.ns_every) == (16, hidden_size // 16, 16)
+    with torch.device("meta"):
+        model = Atlas(config)
+    assert low < sum(parameter.numel() for parameter in model.parameters()) < high
+
+
+def test_presets_without_a_lifted_deep_memory_keep_the_paper_heads() -> None:
+    assert AtlasConfig.preset("titans-1.3b").head_dim == 256
+    assert AtlasConfig.preset("swla-170m").num_heads == 16
+
+
+@pytest.mark.parametrize("name", ["atlas", "atlas-13b", "gpt-170m", "dot-170m"])
+def test_unknown_presets_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"preset: wanted .* got '{name}'"):
+        AtlasConfig.preset(name)
