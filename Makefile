@@ -1,0 +1,98 @@
+# `make demo` and `make test` set everything up by themselves, in .venv; see `make help`.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Used when $(PYTHON) has no torch >= 2.10 of its own; further pip arguments may follow it.
+TORCH ?= torch==2.13.0
+MAX_JOBS ?= $(shell nproc)
+export MAX_JOBS
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+LIBRARY := atlas_ext/_C.abi3.so
+# Folders too: their times change when a file is added or removed.
+SOURCES := setup.py pyproject.toml $(shell find csrc)
+PYTHON_FILES := setup.py atlas_ext $(wildcard tests bench examples)
+CXX_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help setup demo test bench lint format wheel sdist cmake-test clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo        set up, train a small Atlas and its ablation on the CPU, write demo/"
+	@echo "make test        set up and run the tests          (PYTEST_ARGS=...)"
+	@echo "make bench       set up and run the speed table    (BENCH_ARGS=...)"
+	@echo "make setup       set up only: $(VENV) with torch, the compiled operators, an editable install"
+	@echo "make lint        formatting, lint and types; make format repairs the formatting"
+	@echo "make wheel       dist/*.whl; make sdist: dist/*.tar.gz"
+	@echo "make cmake-test  the CPU kernels and their CTest programs, without Python"
+	@echo "make clean       remove what was built; make distclean: $(VENV) too"
+
+setup: $(LIBRARY)
+
+demo: $(LIBRARY)
+	$(BIN)/python examples/train_lm.py --out demo $(DEMO_ARGS)
+
+test: $(LIBRARY)
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+bench: $(LIBRARY)
+	$(BIN)/python -m bench.run $(BENCH_ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check $(PYTHON_FILES)
+	$(BIN)/ruff format --check $(PYTHON_FILES)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix $(PYTHON_FILES)
+	$(BIN)/ruff format $(PYTHON_FILES)
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+wheel: $(VENV)/.torch
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+sdist: $(VENV)/.torch
+	$(BIN)/python setup.py -q sdist
+
+cmake-test:
+	cmake -S . -B build/cmake -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/cmake --parallel $(MAX_JOBS)
+	ctest --test-dir build/cmake --output-on-failure
+
+clean:
+	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -f atlas_ext/_C*.so
+	find atlas_ext tests bench examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean
+	rm -rf $(VENV)
+
+$(VENV)/.torch:
+	@PYTHON="$(PYTHON)" .ci/check-machine
+	@if $(PYTHON) -c 'import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)' \
+	    2>/dev/null; then \
+	  echo "==> creating $(VENV), which uses the torch that $(PYTHON) already has"; \
+	  $(PYTHON) -m venv --clear --system-site-packages $(VENV); \
+	else \
+	  echo "==> creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); \
+	fi
+	@if ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	  echo "==> installing $(TORCH) (some hundred MB; more where pip picks the CUDA build)"; \
+	  $(PIP) install $(foreach word,$(TORCH),'$(word)'); \
+	fi
+	@echo "==> installing what the build needs: setuptools wheel ninja"
+	@$(PIP) install --quiet 'setuptools>=77.0.3' wheel ninja
+	@touch $@
+
+$(LIBRARY): $(VENV)/.torch $(SOURCES)
+	@echo "==> compiling the operators ($(MAX_JOBS) jobs, a minute or two the first time) and installing atlas_ext"
+	@rm -f $@
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --quiet --no-build-isolation --editable '.[test,bench,demo]'
+	@touch $@
+
+$(VENV)/.lint: $(LIBRARY)
+	@echo "==> installing the lint tools"
+	@$(PIP) install --quiet 'atlas_ext[lint]'
+	@touch $@
