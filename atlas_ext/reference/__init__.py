@@ -1,0 +1,8 @@
+"""The definition of every operator in plain PyTorch: readable, slow, right in any floating dtype."""
+
+from .newton_schulz import newton_schulz
+from .omega_rule import omega_rule
+from .omega_rule_update import omega_rule_update
+from .poly_features import poly_features
+
+__all__ = ["newton_schulz", "omega_rule", "omega_rule_update", "poly_features"]

@@ -1,0 +1,75 @@
+"""The memories M(.) and the gradients of the inner objective (docs/math/omega_rule.md, section 1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("gelu", "silu", "identity")
+OBJECTIVES = ("l2", "dot")
+
+Matrices = tuple[Tensor, ...]  # (W,) | (W1, W2) | (W1, W3, W2), each [N, H, out, in]
+
+
+def activate(
+    name: str,
+    z: Tensor,  # any shape
+) -> tuple[Tensor, Tensor]:
+    """act(z) and act'(z)."""
+    if name == "identity":
+        return z, torch.ones_like(z)
+    if name == "silu":
+        gate = torch.sigmoid(z)
+        return z * gate, gate * (1 + z * (1 - gate))
+    normal = 0.5 * (1 + torch.erf(z / math.sqrt(2.0)))
+    density = torch.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
+    return z * normal, normal + z * density
+
+
+def read(
+    weights: Matrices,
+    x: Tensor,  # [N, H, n, D] lifted inputs
+    raw: Tensor | None,  # [N, H, n, V] raw inputs, None: no residual
+    activation: str,
+) -> Tensor:  # [N, H, n, V]
+    """M(x) for n inputs; rows hold vectors, so W x reads x @ Wᵀ."""
+    if len(weights) == 1:
+        y = x @ weights[0].mT
+    elif len(weights) == 2:
+        y = activate(activation, x @ weights[0].mT)[0] @ weights[1].mT
+    else:
+        hidden = activate(activation, x @ weights[0].mT)[0] * (x @ weights[1].mT)
+        y = hidden @ weights[2].mT
+    return y if raw is None else raw + y
+
+
+def layer_gradients(
+    weights: Matrices,
+    x: Tensor,  # [N, H, n, D]
+    raw: Tensor | None,  # [N, H, n, V]
+    v: Tensor,  # [N, H, n, V]
+    objective: str,
+    activation: str,
+) -> tuple[tuple[Tensor, Tensor], ...]:  # per matrix: d [N, H, n, out], input [N, H, n, in]
+    """grad_W l(M; k_i, v_i) = d_i input_iᵀ for every matrix, by the chain rule (section 1, eqs. 3-6)."""
+
+    def error(y: Tensor) -> Tensor:  # eq. (3): d l / d y
+        if objective == "dot":
+            return -v
+        return (y if raw is None else raw + y) - v
+
+    if len(weights) == 1:
+        return ((error(x @ weights[0].mT), x),)
+    z1 = x @ weights[0].mT
+    a1, slope = activate(activation, z1)
+    if len(weights) == 2:
+        e = error(a1 @ weights[1].mT)
+        d1 = (e @ weights[1]) * slope  # eq. (5)
+        return (d1, x), (e, a1)
+    z3 = x @ weights[1].mT
+    hidden = a1 * z3
+    e = error(hidden @ weights[2].mT)
+    back = e @ weights[2]
+    return (back * z3 * slope, x), (back * a1, x), (e, hidden)  # eq. (6)

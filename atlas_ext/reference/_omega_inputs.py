@@ -1,0 +1,335 @@
+"""Checks and common preparation of the Omega rule's arguments; the algorithms are in their own files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..state import OmegaState
+from ._checks import check, check_choice, check_count, compute_dtype, fail
+from ._memory import ACTIVATIONS, OBJECTIVES, Matrices
+from ._omega_checks import (
+    MemoryShapes,
+    check_matrices,
+    check_state,
+    check_tokens,
+    sequence_bounds,
+)
+from .newton_schulz import SCALES, orthogonalise, schedule_rows
+from .poly_features import check_degree, check_scales, poly_features
+
+NS_EPS = 1e-7
+
+
+@dataclass(frozen=True)
+class Options:
+    """The rule's options after checking."""
+
+    objective: str
+    activation: str
+    residual: bool
+    degree: int | None
+    feature_scales: Tensor | None  # [degree+1]
+    ns_rows: list[tuple[float, float, float]]  # empty: plain descent
+    ns_scale: str
+    ns_every: int
+    chunk_size: int
+
+    def lift(self, x: Tensor) -> Tensor:  # [..., K] -> [..., D]
+        return x if self.degree is None else poly_features(x, self.degree, self.feature_scales)
+
+    def raw(self, x: Tensor) -> Tensor | None:
+        return x if self.residual else None
+
+    def orthogonalise(self, s: Tensor) -> Tensor:
+        return orthogonalise(s, self.ns_rows, self.ns_scale, NS_EPS)
+
+    def writes(self, position: int) -> bool:
+        """Whether the token at this position of its sequence writes to the memory (NS stride)."""
+        return not self.ns_rows or position % self.ns_every == self.ns_every - 1
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """N sequences of equal length T, in the compute dtype, heads before time; k and v begin with the tail."""
+
+    q: Tensor  # [N, H, T, K]
+    k: Tensor  # [N, H, W-1+T, K]
+    v: Tensor  # [N, H, W-1+T, V]
+    gamma: Tensor  # [N, H, T, W] oldest slot first: gamma[t, s] belongs to k[t+s]; zero before the start
+    eta: Tensor  # [N, H, T]
+    log_alpha: Tensor  # [N, H, T]
+    log_theta: Tensor | None  # [N, H, T]
+    positions: list[int]  # [N] of the first token
+
+    @property
+    def window(self) -> int:
+        return self.gamma.shape[-1]
+
+    @property
+    def length(self) -> int:
+        return self.q.shape[2]
+
+    def sequence(self, n: int) -> Tokens:
+        one = slice(n, n + 1)
+        return Tokens(
+            self.q[one],
+            self.k[one],
+            self.v[one],
+            self.gamma[one],
+            self.eta[one],
+            self.log_alpha[one],
+            None if self.log_theta is None else self.log_theta[one],
+            self.positions[one],
+        )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """M_t, S_t and M_ref of N sequences."""
+
+    weights: Matrices
+    momentum: Matrices | None
+    reference: Matrices
+
+    def sequence(self, n: int) -> Memory:
+        def one(matrices: Matrices) -> Matrices:
+            return tuple(matrix[n : n + 1] for matrix in matrices)
+
+        momentum = None if self.momentum is None else one(self.momentum)
+        return Memory(one(self.weights), momentum, one(self.reference))
+
+
+Algorithm = Callable[[Tokens, Memory, Options], tuple[Tensor, Memory]]  # y [N, H, T, V]
+
+
+def make_options(
+    op: str,
+    objective: str,
+    activation: str,
+    residual: bool,
+    degree: int | None,
+    feature_scales: Tensor | None,
+    ns_steps: int,
+    ns_schedule: str | Tensor,
+    ns_scale: str,
+    ns_every: int,
+    chunk_size: int,
+) -> Options:
+    check_choice(op, "objective", objective, OBJECTIVES)
+    check_choice(op, "activation", activation, ACTIVATIONS)
+    if degree is not None:
+        check_degree(op, degree)
+        check_scales(op, "feature_scales", feature_scales, degree)
+    elif feature_scales is not None:
+        fail(op, "feature_scales", "None where degree is None", list(feature_scales.shape))
+    check_count(op, "ns_steps", ns_steps, 0)
+    check_choice(op, "ns_scale", ns_scale, SCALES)
+    check_count(op, "ns_every", ns_every, 1)
+    check_count(op, "chunk_size", chunk_size, 1)
+    ns_rows = schedule_rows(op, "ns_schedule", ns_schedule, ns_steps)
+    return Options(
+        objective,
+        activation,
+        residual,
+        degree,
+        feature_scales,
+        ns_rows,
+        ns_scale,
+        ns_every,
+        chunk_size,
+    )
+
+
+def run(
+    op: str,
+    algorithm: Algorithm,
+    q: Tensor,  # [B, T, H, K]
+    k: Tensor,  # [B, T, H, K]
+    v: Tensor,  # [B, T, H, V]
+    gamma: Tensor,  # [B, T, H, W]
+    eta: Tensor,  # [B, T, H]
+    log_alpha: Tensor | None,  # [B, T, H]
+    log_theta: Tensor | None,  # [B, T, H]
+    weights: Sequence[Tensor] | None,
+    options: Options,
+    initial_state: OmegaState | None,
+    output_final_state: bool,
+    cu_seqlens: Tensor | None,  # [N+1]
+) -> tuple[Tensor, OmegaState | None]:
+    """Everything around an algorithm: layouts, dtypes, the window tail, packed sequences, final state."""
+    gates = {"gamma": gamma, "eta": eta, "log_alpha": log_alpha, "log_theta": log_theta}
+    check_tokens(op, q, k, v, gates, "B, T, H")
+    bounds = sequence_bounds(op, q, cu_seqlens)
+    num_sequences = q.shape[0] if bounds is None else len(bounds) - 1
+    state = _initial_state(op, q, v, gamma, weights, options, initial_state, num_sequences)
+
+    def sequences(slots: slice, batch: slice, span: slice) -> tuple[Tensor, OmegaState]:
+        def cut(x: Tensor) -> Tensor:
+            return x[batch, span]
+
+        entering = _select(state, slots)
+        tokens = _tokens(
+            cut(q),
+            cut(k),
+            cut(v),
+            cut(gamma),
+            cut(eta),
+            None if log_alpha is None else cut(log_alpha),
+            None if log_theta is None else cut(log_theta),
+            entering,
+        )
+        memory = Memory(
+            entering.weights, _entering_momentum(entering, log_theta), entering.chunk_weights
+        )
+        y, memory = algorithm(tokens, memory, options)
+        return y.transpose(1, 2).to(q.dtype), _leaving(entering, tokens, memory)
+
+    everything = slice(None)
+    if bounds is None or len(bounds) == 1:
+        o, final = sequences(everything, everything, everything)
+    else:
+        parts = [
+            sequences(slice(n, n + 1), everything, slice(bounds[n], bounds[n + 1]))
+            for n in range(len(bounds) - 1)
+        ]
+        o = torch.cat([part[0] for part in parts], dim=1)
+        final = _concatenate([part[1] for part in parts])
+    return o, final if output_final_state else None
+
+
+def _initial_state(
+    op: str,
+    q: Tensor,
+    v: Tensor,
+    gamma: Tensor,
+    weights: Sequence[Tensor] | None,
+    options: Options,
+    initial_state: OmegaState | None,
+    num_sequences: int,
+) -> OmegaState:
+    heads, key_dim, value_dim, window = q.shape[-2], q.shape[-1], v.shape[-1], gamma.shape[-1]
+    if options.residual:
+        check(
+            key_dim == value_dim,
+            op,
+            "residual",
+            f"False where K = {key_dim} != V = {value_dim}",
+            True,
+        )
+    shapes = MemoryShapes(num_sequences, heads, key_dim, value_dim, window, options.degree)
+    if initial_state is not None:
+        check_state(op, "initial_state", initial_state, shapes, compute_dtype(q))
+        return initial_state
+    if weights is None:
+        fail(op, "weights", "weights or an initial_state", None)
+    check_matrices(op, "weights", weights, shapes, True, (torch.float32, q.dtype))
+    return OmegaState.init(
+        weights,
+        num_sequences=num_sequences,
+        window=window,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        dtype=compute_dtype(q),
+        tail_dtype=q.dtype,
+    )
+
+
+def _select(state: OmegaState, slots: slice) -> OmegaState:
+    def each(matrices: Matrices) -> Matrices:
+        return tuple(matrix[slots] for matrix in matrices)
+
+    return OmegaState(
+        each(state.weights),
+        None if state.momentum is None else each(state.momentum),
+        each(state.chunk_weights),
+        state.k_tail[slots],
+        state.v_tail[slots],
+        state.position[slots],
+    )
+
+
+def _concatenate(states: Sequence[OmegaState]) -> OmegaState:
+    def joined(parts: Sequence[Matrices]) -> Matrices:
+        return tuple(torch.cat(matrices) for matrices in zip(*parts, strict=True))
+
+    momenta = [state.momentum for state in states if state.momentum is not None]
+    return OmegaState(
+        joined([state.weights for state in states]),
+        joined(momenta) if momenta else None,
+        joined([state.chunk_weights for state in states]),
+        torch.cat([state.k_tail for state in states]),
+        torch.cat([state.v_tail for state in states]),
+        torch.cat([state.position for state in states]),
+    )
+
+
+def _entering_momentum(state: OmegaState, log_theta: Tensor | None) -> Matrices | None:
+    if log_theta is None:
+        return None
+    if state.momentum is None:
+        return tuple(torch.zeros_like(matrix) for matrix in state.weights)
+    return state.momentum
+
+
+def _tokens(
+    q: Tensor,  # [N, T, H, K]
+    k: Tensor,  # [N, T, H, K]
+    v: Tensor,  # [N, T, H, V]
+    gamma: Tensor,  # [N, T, H, W]
+    eta: Tensor,  # [N, T, H]
+    log_alpha: Tensor | None,
+    log_theta: Tensor | None,
+    state: OmegaState,
+) -> Tokens:
+    dtype = compute_dtype(q)
+
+    def heads_first(x: Tensor) -> Tensor:
+        return x.to(dtype).transpose(1, 2)
+
+    window, length = gamma.shape[-1], q.shape[1]
+    # Slot s of the tail holds position p - (W-1) + s; what lies before the start does not exist.
+    slots = torch.arange(window - 1, device=q.device)
+    exists = state.position[:, None] - (window - 1) + slots >= 0  # [N, W-1]
+
+    def with_tail(tail: Tensor, x: Tensor) -> Tensor:  # [N, H, W-1+T, width]
+        kept = torch.where(exists[:, :, None, None], tail.to(dtype), torch.zeros((), dtype=dtype))
+        return torch.cat([kept, x.to(dtype)], dim=1).transpose(1, 2)
+
+    steps = torch.arange(length, device=q.device)
+    offsets = torch.arange(window, device=q.device)
+    seen = state.position[:, None, None] + steps[:, None] - offsets >= 0  # [N, T, W]
+    gates = torch.where(seen[:, None], heads_first(gamma), torch.zeros((), dtype=dtype))
+    return Tokens(
+        heads_first(q),
+        with_tail(state.k_tail, k),
+        with_tail(state.v_tail, v),
+        gates.flip(-1),
+        heads_first(eta),
+        torch.zeros_like(heads_first(eta)) if log_alpha is None else heads_first(log_alpha),
+        None if log_theta is None else heads_first(log_theta),
+        state.position.tolist(),
+    )
+
+
+def _leaving(entering: OmegaState, tokens: Tokens, memory: Memory) -> OmegaState:
+    """The final state; clones, because no two tensors of a state share memory, nor any with an input."""
+
+    def own(matrices: Matrices) -> Matrices:
+        return tuple(matrix.clone() for matrix in matrices)
+
+    def tail(x: Tensor, like: Tensor) -> Tensor:  # [N, W-1, H, width]
+        last = x[:, :, tokens.length :].transpose(1, 2)
+        return last.to(like.dtype).clone(memory_format=torch.contiguous_format)
+
+    return OmegaState(
+        own(memory.weights),
+        None if memory.momentum is None else own(memory.momentum),
+        own(memory.reference),
+        tail(tokens.k, entering.k_tail),
+        tail(tokens.v, entering.v_tail),
+        entering.position + tokens.length,
+    )
