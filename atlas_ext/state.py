@@ -12,9 +12,10 @@ from torch import Tensor
 class OmegaState(NamedTuple):
     """Everything :func:`atlas_ext.omega_rule` needs to go on exactly, and nothing else.
 
-    N sequences, H heads, window W; the weights' shapes are those of the memory (docs/math/omega_rule.md,
-    section 1). ``chunk_weights`` is always the reference point of the next token's gradients, also when
-    that token opens a chunk (the operators write ``chunk_weights = weights`` there).
+    N sequences, H heads, window W; the weights' shapes are those of the memory
+    (docs/math/omega_rule.md, section 1). ``chunk_weights`` is always the point at which the next
+    token's gradients are taken, also where that token opens a chunk (there the operators return
+    ``chunk_weights`` equal to ``weights``).
     """
 
     weights: tuple[Tensor, ...]  # M_t, each [N, H, out, in], float32 (float64 for float64 inputs)
@@ -61,8 +62,8 @@ class OmegaState(NamedTuple):
             shape = tuple(matrix.shape)
             if shape[:-2] not in ((heads,), (num_sequences, heads)):
                 raise ValueError(
-                    f"OmegaState.init: weights[{index}]: wanted [H, out, in] or [{num_sequences}, H, out, in] "
-                    f"with one H for all, got {list(shape)}"
+                    f"OmegaState.init: weights[{index}]: wanted [H, out, in] or "
+                    f"[{num_sequences}, H, out, in] with one H for all, got {list(shape)}"
                 )
         if dtype is None:
             dtype = torch.float64 if matrices[0].dtype == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""The definition of every operator in plain PyTorch: readable, slow, right in any floating dtype."""
+"""The definition of every operator in plain PyTorch: readable, slow, in any floating dtype."""
 
 from .newton_schulz import newton_schulz
 from .omega_rule import omega_rule

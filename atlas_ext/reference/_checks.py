@@ -1,4 +1,4 @@
-"""Argument checks of the reference: every error names the op, the argument, what was wanted, what came."""
+"""Argument checks: every error names the op, the argument, what was wanted and what came."""
 
 from __future__ import annotations
 

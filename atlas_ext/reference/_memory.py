@@ -1,4 +1,4 @@
-"""The memories M(.) and the gradients of the inner objective (docs/math/omega_rule.md, section 1)."""
+"""The memories M(.) and their inner gradients (docs/math/omega_rule.md, section 1)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def layer_gradients(
     objective: str,
     activation: str,
 ) -> tuple[tuple[Tensor, Tensor], ...]:  # per matrix: d [N, H, n, out], input [N, H, n, in]
-    """grad_W l(M; k_i, v_i) = d_i input_iᵀ for every matrix, by the chain rule (section 1, eqs. 3-6)."""
+    """grad_W l(M; k_i, v_i) = d_i input_iᵀ for every matrix (section 1, eqs. 3 to 6)."""
 
     def error(y: Tensor) -> Tensor:  # eq. (3): d l / d y
         if objective == "dot":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def sequence_bounds(
     check(integer, op, "cu_seqlens", "[N+1] of int32 or int64", got)
     check(q.shape[0] == 1, op, "q", "B = 1 where cu_seqlens is given", list(q.shape))
     bounds: list[int] = cu_seqlens.tolist()
-    rising = all(low <= high for low, high in zip(bounds, bounds[1:], strict=False))
+    rising = all(low <= high for low, high in itertools.pairwise(bounds))
     valid = bounds[0] == 0 and bounds[-1] == q.shape[1] and rising
     check(valid, op, "cu_seqlens", f"0 to T = {q.shape[1]}, never decreasing", bounds)
     return bounds

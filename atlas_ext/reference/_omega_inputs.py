@@ -1,4 +1,4 @@
-"""Checks and common preparation of the Omega rule's arguments; the algorithms are in their own files."""
+"""What the algorithms of the Omega rule share: options, layouts, the window tail, states."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Tokens:
-    """N sequences of equal length T, in the compute dtype, heads before time; k and v begin with the tail."""
+    """N sequences of equal length T, heads before time; k and v begin with the window's tail."""
 
     q: Tensor  # [N, H, T, K]
     k: Tensor  # [N, H, W-1+T, K]
     v: Tensor  # [N, H, W-1+T, V]
-    gamma: Tensor  # [N, H, T, W] oldest slot first: gamma[t, s] belongs to k[t+s]; zero before the start
+    gamma: Tensor  # [N, H, T, W] oldest first: gamma[t, s] is k[t+s]'s gate, 0 before the start
     eta: Tensor  # [N, H, T]
     log_alpha: Tensor  # [N, H, T]
     log_theta: Tensor | None  # [N, H, T]
@@ -160,7 +160,7 @@ def run(
     output_final_state: bool,
     cu_seqlens: Tensor | None,  # [N+1]
 ) -> tuple[Tensor, OmegaState | None]:
-    """Everything around an algorithm: layouts, dtypes, the window tail, packed sequences, final state."""
+    """Checks, layouts, dtypes, the window tail, packed sequences and the final state."""
     gates = {"gamma": gamma, "eta": eta, "log_alpha": log_alpha, "log_theta": log_theta}
     check_tokens(op, q, k, v, gates, "B, T, H")
     bounds = sequence_bounds(op, q, cu_seqlens)
@@ -316,7 +316,7 @@ def _tokens(
 
 
 def _leaving(entering: OmegaState, tokens: Tokens, memory: Memory) -> OmegaState:
-    """The final state; clones, because no two tensors of a state share memory, nor any with an input."""
+    """The final state: clones, for no two of its tensors share memory, nor any with an input."""
 
     def own(matrices: Matrices) -> Matrices:
         return tuple(matrix.clone() for matrix in matrices)

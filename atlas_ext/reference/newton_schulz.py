@@ -67,10 +67,10 @@ def newton_schulz(
 ) -> Tensor:  # [..., m, n]
     """Push the singular values of every matrix towards one: X <- a X + (b A + c A²) X, A = X Xᵀ.
 
-    ``scale`` multiplies the result: "none" 1, "rms" 0.2 sqrt(max(m, n)), "shape" sqrt(max(1, m/n)). A zero
-    matrix gives zero, with gradient zero. Computed in float32 (float64 for float64), returned in x's
-    dtype. Raises ValueError for a rank below 2, an unknown schedule or scale, and steps below 1.
-    Source: arXiv 2505.23735, section 5; docs/math/newton_schulz.md.
+    ``scale`` multiplies the result: "none" 1, "rms" 0.2 sqrt(max(m, n)), "shape"
+    sqrt(max(1, m/n)). A zero matrix gives zero, with gradient zero. Computed in float32 (float64
+    for float64), returned in x's dtype. Raises ValueError for a rank below 2, an unknown schedule
+    or scale, and steps below 1. Source: arXiv 2505.23735, section 5; docs/math/newton_schulz.md.
     """
     op = "newton_schulz"
     check_floating(op, "x", x)
@@ -95,8 +95,8 @@ def orthogonalise(
     scale: str,
     eps: float,
 ) -> Tensor:  # [..., m, n]
-    # Section 4: value and gradient at a zero matrix are zero by definition; the detour through ones keeps
-    # the unused branch finite, so that nothing infinite is multiplied by the mask in the backward.
+    # Section 4: value and gradient at a zero matrix are zero by definition; the detour through
+    # ones keeps the unused branch finite, so that the mask multiplies nothing infinite.
     zero = (x == 0).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)  # [..., 1, 1]
     safe = torch.where(zero, torch.ones_like(x), x)
     transposed = x.shape[-2] > x.shape[-1]

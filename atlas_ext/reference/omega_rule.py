@@ -45,10 +45,11 @@ def omega_rule(
         M_t = alpha_t M_{t-1} - eta_t O_t       O_t = S_t, or NS(S_t) where ns_steps > 0
         y_t = M_t(phi(q_t))
 
-    The memory is linear, an MLP or a gated MLP, by the number of ``weights``. Arithmetic is in float32
-    (float64 for float64), o in q's dtype, states in the arithmetic's dtype. ``initial_state`` takes the
-    place of ``weights``; the second result is None unless ``output_final_state``. Raises ValueError for
-    anything malformed. Source: arXiv 2505.23735, eqs. 9-11 and 32-33; docs/math/omega_rule.md, section 1.
+    The memory is linear, an MLP or a gated MLP, by the number of ``weights``. Arithmetic is in
+    float32 (float64 for float64), o in q's dtype, states in the arithmetic's dtype.
+    ``initial_state`` takes the place of ``weights``; the second result is None unless
+    ``output_final_state``. Raises ValueError for anything malformed.
+    Source: arXiv 2505.23735, eqs. 9 to 11, 32 and 33; docs/math/omega_rule.md, section 1.
     """
     op = "omega_rule"
     options = make_options(

@@ -33,7 +33,7 @@ def omega_rule_update(
     ns_every: int = 1,
     chunk_size: int = 64,
 ) -> Tensor:  # o [M, H, V]
-    """:func:`omega_rule` for one token a sequence, writing the new state into ``state``'s own storage.
+    """:func:`omega_rule` for one token, writing the new state into ``state``'s own storage.
 
     Not differentiable: raises RuntimeError where grad mode is on and an input requires grad (use
     omega_rule with T = 1). Raises ValueError for malformed arguments, for ``log_theta`` without a

@@ -63,12 +63,13 @@ def poly_features(
     degree: int = 2,
     scales: Tensor | None = None,  # [degree+1], the c_l
 ) -> Tensor:  # [..., D], D = C(K + degree, degree)
-    """All monomials of total degree <= ``degree``, weighted so that phi(x)·phi(y) = sum_l c_l² (x·y)^l.
+    """All monomials of total degree <= ``degree``: phi(x)·phi(y) = sum_l c_l² (x·y)^l exactly.
 
     The order is graded: 1, then x_i, then x_i x_j (i <= j), and so on; ``scales`` default to
-    c_l = 1/sqrt(l!), which makes the kernel the truncated exponential. Any floating dtype, computed in
-    float32 (float64 for float64) and returned in x's dtype. Raises ValueError for a degree outside 1..4
-    and for scales of another shape. Source: arXiv 2505.23735, section 3.1; docs/math/poly_features.md.
+    c_l = 1/sqrt(l!), which makes the kernel the truncated exponential. Any floating dtype,
+    computed in float32 (float64 for float64) and returned in x's dtype. Raises ValueError for a
+    degree outside 1..4 and for scales of another shape.
+    Source: arXiv 2505.23735, section 3.1; docs/math/poly_features.md.
     """
     op = "poly_features"
     check_floating(op, "x", x)
