@@ -45,10 +45,9 @@ def describe_cuda_build(built: dict[str, str]) -> str:
 def describe_cuda_device(device: int) -> None:
     properties = torch.cuda.get_device_properties(device)
     code = torch.ops.atlas_ext.cuda_code_architecture(device)
-    memory = properties.total_memory / 2**30
-    print(
-        f"CUDA {device}: {properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB"
-    )
+    capability = f"sm_{properties.major}{properties.minor}"
+    memory = f"{properties.total_memory / 2**30:.0f} GiB"
+    print(f"CUDA {device}: {properties.name}, {capability}, {memory}")
     print_operators(
         "CUDA",
         f"CUDA kernel, sm_{code} code" if code else "none: no code for this device in this build",
