@@ -11,9 +11,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LIBRARY := atlas_ext/_C.abi3.so
 # Folders too: their times change when a file is added or removed.
-SOURCES := setup.py pyproject.toml $(shell find csrc)
+SOURCES := setup.py $(shell find csrc)
 PYTHON_FILES := setup.py atlas_ext $(wildcard tests bench examples)
 CXX_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10), torch.__version__
+# A $(PYTHON) that is itself a virtual environment is not what its child's system site packages are.
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
+SHARE_VENV = $(PYTHON) -c '$(SITE)' > "$$($(BIN)/python -c '$(SITE)')/shared-torch.pth"
 
 .PHONY: help setup demo test bench lint format wheel sdist cmake-test clean distclean
 .DELETE_ON_ERROR:
@@ -71,25 +76,32 @@ distclean: clean
 
 $(VENV)/.torch:
 	@PYTHON="$(PYTHON)" .ci/check-machine
-	@if $(PYTHON) -c 'import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)' \
-	    2>/dev/null; then \
-	  echo "==> creating $(VENV), which uses the torch that $(PYTHON) already has"; \
+	@if $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then \
+	  echo "==> creating $(VENV), which shares the torch that $(PYTHON) already has"; \
 	  $(PYTHON) -m venv --clear --system-site-packages $(VENV); \
+	  $(BIN)/python -c '$(HAS_TORCH)' 2>/dev/null || $(SHARE_VENV); \
 	else \
-	  echo "==> creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); \
-	fi
-	@if ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	  echo "==> creating $(VENV)"; \
+	  $(PYTHON) -m venv --clear $(VENV); \
 	  echo "==> installing $(TORCH) (some hundred MB; more where pip picks the CUDA build)"; \
 	  $(PIP) install $(foreach word,$(TORCH),'$(word)'); \
 	fi
+	@$(BIN)/python -c '$(HAS_TORCH)'
 	@echo "==> installing what the build needs: setuptools wheel ninja"
 	@$(PIP) install --quiet 'setuptools>=77.0.3' wheel ninja
 	@touch $@
 
-$(LIBRARY): $(VENV)/.torch $(SOURCES)
-	@echo "==> compiling the operators ($(MAX_JOBS) jobs, a minute or two the first time) and installing atlas_ext"
-	@rm -f $@
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	@echo "==> compiling the operators ($(MAX_JOBS) jobs, a minute or two) and installing atlas_ext in place"
+	@rm -f $(LIBRARY)
 	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --quiet --no-build-isolation --editable '.[test,bench,demo]'
+	@touch $@
+
+$(LIBRARY): $(SOURCES) | $(VENV)/.installed
+	@echo "==> compiling what changed (build/compile.log)"
+	@mkdir -p build
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py -q build_ext --inplace >build/compile.log 2>&1 \
+	  || { cat build/compile.log; exit 1; }
 	@touch $@
 
 $(VENV)/.lint: $(LIBRARY)
