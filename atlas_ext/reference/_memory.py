@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 ACTIVATIONS = ("gelu", "silu", "identity")
 OBJECTIVES = ("l2", "dot")
 
+Map = Callable[[Tensor], Tensor]  # [N, H, n, in] -> [N, H, n, out]
 Matrices = tuple[Tensor, ...]  # (W,) | (W1, W2) | (W1, W3, W2), each [N, H, out, in]
 
 
@@ -28,20 +30,28 @@ def activate(
     return z * normal, normal + z * density
 
 
+def linear_maps(weights: Matrices) -> list[Map]:
+    """x -> W x for every matrix; rows hold vectors, so W x reads x @ Wᵀ."""
+
+    def linear(weight: Tensor) -> Map:
+        return lambda x: x @ weight.mT
+
+    return [linear(weight) for weight in weights]
+
+
 def read(
-    weights: Matrices,
+    maps: Sequence[Map],  # one for each matrix of the memory
     x: Tensor,  # [N, H, n, D] lifted inputs
     raw: Tensor | None,  # [N, H, n, V] raw inputs, None: no residual
     activation: str,
 ) -> Tensor:  # [N, H, n, V]
-    """M(x) for n inputs; rows hold vectors, so W x reads x @ Wᵀ."""
-    if len(weights) == 1:
-        y = x @ weights[0].mT
-    elif len(weights) == 2:
-        y = activate(activation, x @ weights[0].mT)[0] @ weights[1].mT
+    """M(x) for n inputs (section 1, eq. 1)."""
+    if len(maps) == 1:
+        y = maps[0](x)
+    elif len(maps) == 2:
+        y = maps[1](activate(activation, maps[0](x))[0])
     else:
-        hidden = activate(activation, x @ weights[0].mT)[0] * (x @ weights[1].mT)
-        y = hidden @ weights[2].mT
+        y = maps[2](activate(activation, maps[0](x))[0] * maps[1](x))
     return y if raw is None else raw + y
 
 

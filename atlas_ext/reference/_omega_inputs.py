@@ -73,17 +73,19 @@ class Tokens:
     def length(self) -> int:
         return self.q.shape[2]
 
-    def sequence(self, n: int) -> Tokens:
-        one = slice(n, n + 1)
+    def select(self, sequences: slice, start: int, end: int) -> Tokens:
+        """Some sequences, and of each the tokens from start to end with the window before them."""
+        span = (sequences, slice(None), slice(start, end))
+        rows = (sequences, slice(None), slice(start, end + self.window - 1))
         return Tokens(
-            self.q[one],
-            self.k[one],
-            self.v[one],
-            self.gamma[one],
-            self.eta[one],
-            self.log_alpha[one],
-            None if self.log_theta is None else self.log_theta[one],
-            self.positions[one],
+            self.q[span],
+            self.k[rows],
+            self.v[rows],
+            self.gamma[span],
+            self.eta[span],
+            self.log_alpha[span],
+            None if self.log_theta is None else self.log_theta[span],
+            [first + start for first in self.positions[sequences]],
         )
 
 
@@ -95,15 +97,27 @@ class Memory:
     momentum: Matrices | None
     reference: Matrices
 
-    def sequence(self, n: int) -> Memory:
-        def one(matrices: Matrices) -> Matrices:
-            return tuple(matrix[n : n + 1] for matrix in matrices)
+    def select(self, sequences: slice) -> Memory:
+        def cut(matrices: Matrices) -> Matrices:
+            return tuple(matrix[sequences] for matrix in matrices)
 
-        momentum = None if self.momentum is None else one(self.momentum)
-        return Memory(one(self.weights), momentum, one(self.reference))
+        momentum = None if self.momentum is None else cut(self.momentum)
+        return Memory(cut(self.weights), momentum, cut(self.reference))
 
 
 Algorithm = Callable[[Tokens, Memory, Options], tuple[Tensor, Memory]]  # y [N, H, T, V]
+
+
+def concatenate(memories: Sequence[Memory]) -> Memory:
+    def joined(parts: Sequence[Matrices]) -> Matrices:
+        return tuple(torch.cat(matrices) for matrices in zip(*parts, strict=True))
+
+    momenta = [memory.momentum for memory in memories if memory.momentum is not None]
+    return Memory(
+        joined([memory.weights for memory in memories]),
+        joined(momenta) if momenta else None,
+        joined([memory.reference for memory in memories]),
+    )
 
 
 def make_options(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..state import OmegaState
-from ._memory import Matrices, layer_gradients, read
+from ._memory import Matrices, layer_gradients, linear_maps, read
 from ._omega_inputs import Memory, Options, Tokens, make_options, run
 
 
@@ -122,7 +122,7 @@ def token_loop(
         # Eq. (11): read after the write.
         query = slice(t, t + 1)
         raw = options.raw(tokens.q[:, :, query])
-        outputs.append(read(weights, u[:, :, query], raw, options.activation))
+        outputs.append(read(linear_maps(weights), u[:, :, query], raw, options.activation))
 
         # The next token's chunk starts here: its reference is the memory just written.
         closed = [(position + 1) % options.chunk_size == 0 for position in positions]
