@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..state import OmegaState
 from ._memory import Map, layer_gradients, read
-from ._omega_inputs import Memory, Options, Tokens, concatenate, make_options, run
+from ._omega_inputs import Memory, Options, Tokens, concatenate, make_options
+from ._omega_run import run
 from .poly_features import default_scales
 
 

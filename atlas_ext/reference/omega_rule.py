@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..state import OmegaState
 from ._memory import Matrices, layer_gradients, linear_maps, read
-from ._omega_inputs import Memory, Options, Tokens, make_options, run
+from ._omega_inputs import Memory, Options, Tokens, make_options
+from ._omega_run import run
 
 
 def omega_rule(
