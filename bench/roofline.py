@@ -1,0 +1,124 @@
+"""What a case must compute and move, and what this machine can do at best.
+
+Counts are of the useful work: the products of the chunk form, each once, a multiply-add being two
+operations. A backward is counted as twice its forward's products; recomputation counts as nothing,
+and neither do coefficients, decays and sums, which are small beside the products
+(docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def newton_schulz_flops(batch: int, m: int, n: int, steps: int) -> float:
+    """Per step: Gram matrix, its square, and the product with X."""
+    short, long = min(m, n), max(m, n)
+    return batch * steps * (4.0 * short * short * long + 2.0 * short**3)
+
+
+def poly_features_flops(rows: int, dim: int) -> float:
+    """Degree 2: product and weight of each quadratic monomial."""
+    return 2.0 * rows * dim * (dim + 1) / 2
+
+
+def omega_rule_flops(
+    tokens: int, heads: int, key: int, value: int, features: int, chunk: int, window: int
+) -> float:
+    """Dual form, linear memory, momentum; T a multiple of C. Triangles are counted as triangles."""
+    chunks = tokens // chunk
+    span = chunk + window - 1
+    first = chunk  # the first chunk has no overhang, the last one's state update is not needed
+    errors = 2.0 * value * features * ((chunks - 1) * span + first)
+    states = 4.0 * value * features * ((chunks - 2) * span + first) if chunks > 1 else 0.0
+    reads = 4.0 * value * features * chunk * chunks
+    pairs = chunks * chunk * ((chunk + 1) / 2 + window - 1) - chunk * (window - 1)
+    inside = 2.0 * pairs * (key + value)
+    return heads * (errors + states + reads + inside)
+
+
+def omega_rule_muon_flops(
+    tokens: int, heads: int, key: int, value: int, chunk: int, window: int, steps: int
+) -> float:
+    """Newton-Schulz per token, the window's rank-one updates of S, the scan of M and the read."""
+    chunks = tokens // chunk
+    errors = 2.0 * value * key * (tokens + (chunks - 1) * (window - 1))
+    token = (2.0 * window + 2.0 + 3.0 + 2.0) * value * key
+    return heads * (errors + tokens * token + newton_schulz_flops(tokens, value, key, steps))
+
+
+FMA_LOOP = r"""
+typedef float vec __attribute__((vector_size(64)));
+void fma_loop(long count, float* out) {
+  vec sums[14] = {0}, x = {0}, y = {0};
+  x += out[0];
+  y += out[1];
+  for (long k = 0; k < count; ++k) {
+#pragma GCC unroll 14
+    for (int i = 0; i < 14; ++i) sums[i] = sums[i] * x + y;
+  }
+  for (int i = 1; i < 14; ++i) sums[0] += sums[i];
+  for (int lane = 0; lane < 16; ++lane) out[lane] = sums[0][lane];
+}
+"""
+
+
+def best_of(run: Callable[[], object], rounds: int = 9) -> float:
+    """Seconds of the fastest of `rounds` calls, after two more for warming up."""
+    seconds = []
+    for _ in range(rounds + 2):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[2:])
+
+
+def fma_peak(threads: int) -> float | None:
+    """GFLOP/s of independent multiply-adds in registers, on all threads; None without gcc."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        return None
+    flags = ["-O3", "-march=native", "-ffp-contract=fast"]
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, "fma.c"), Path(folder, "fma.so")
+        source.write_text(FMA_LOOP)
+        command = [compiler, *flags, "-shared", "-fPIC", str(source), "-o", str(library)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            return None
+        loop = ctypes.CDLL(str(library)).fma_loop
+    count = 2_000_000
+
+    def worker() -> None:
+        loop(ctypes.c_long(count), (ctypes.c_float * 16)(0.999, 1.0))
+
+    def all_threads() -> None:
+        team = [threading.Thread(target=worker) for _ in range(threads)]
+        for member in team:
+            member.start()
+        for member in team:
+            member.join()
+
+    return threads * count * 14 * 16 * 2 / best_of(all_threads) / 1e9
+
+
+def ceilings() -> dict[str, float | None]:
+    """The machine's own best with torch's thread count, in GFLOP/s and GB/s (read and written)."""
+    a, b, out = (torch.randn(2048, 2048) for _ in range(3))
+    big = torch.randn(1 << 24)
+    copy = torch.empty_like(big)
+    traffic = 2 * big.nbytes / 1e9
+    return {
+        "sgemm_gflops": 2 * 2048**3 / best_of(lambda: torch.mm(a, b, out=out)) / 1e9,
+        "fma_gflops": fma_peak(torch.get_num_threads()),
+        "clone_gbs": traffic / best_of(lambda: big.clone()),
+        "copy_gbs": traffic / best_of(lambda: copy.copy_(big)),
+    }

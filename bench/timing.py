@@ -1,0 +1,81 @@
+"""Interleaved timing: rival and ours take turns in one process, and each turn gives one ratio.
+
+A machine that slows down for a second slows both; the median of the ratios hardly moves.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Inputs = dict[str, Any]  # keyword arguments: tensors, and tuples of tensors
+Operator = Callable[[Inputs], Tensor]
+DIRECTIONS = ("forward", "forward+backward")
+
+
+def tensors_of(inputs: Inputs) -> list[Tensor]:
+    """All tensors of the keyword arguments, in order."""
+    flat: list[Tensor] = []
+    for value in inputs.values():
+        flat.extend(value if isinstance(value, tuple) else [value])
+    return flat
+
+
+def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    return {
+        name: tuple(map(function, value)) if isinstance(value, tuple) else function(value)
+        for name, value in inputs.items()
+    }
+
+
+def evaluate(operator: Operator, inputs: Inputs, direction: str, grad: Tensor) -> list[Tensor]:
+    """The output; with "forward+backward" followed by the gradients of all inputs."""
+    if direction == "forward":
+        with torch.no_grad():
+            return [operator(inputs)]
+    out = operator(inputs)
+    return [out, *torch.autograd.grad(out, tensors_of(inputs), grad)]
+
+
+def prepare(operator: Operator, inputs: Inputs, direction: str, grad: Tensor) -> Callable[[], None]:
+    """One measured call. Freeing the results belongs to it, for everybody alike."""
+    leaves = map_inputs(lambda t: t.detach().requires_grad_(direction != "forward"), inputs)
+
+    def call() -> None:
+        evaluate(operator, leaves, direction, grad)
+
+    return call
+
+
+def stopwatch(call: Callable[[], None], repeat: int = 1) -> float:
+    """Seconds per call."""
+    start = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    return (time.perf_counter() - start) / repeat
+
+
+class Turns:
+    """Gives every rival its turn before each of our rounds, and pairs the times afterwards."""
+
+    def __init__(self, calls: dict[str, tuple[Callable[[], None], int]]) -> None:  # (call, repeat)
+        self._calls = calls
+        self._seconds: dict[str, list[float]] = {name: [] for name in calls}
+
+    def take(self) -> None:
+        for name, (call, repeat) in self._calls.items():
+            self._seconds[name].append(stopwatch(call, repeat))
+
+    def seconds(self, name: str, rounds: int) -> list[float]:
+        """Of the last `rounds` turns: those before were for warming up."""
+        return self._seconds[name][-rounds:]
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, statistics.median(values), high
