@@ -1,0 +1,155 @@
+"""The operators as torch.library sees them: opcheck, fullgraph compilation, FLOP formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+import atlas_ext
+from atlas_ext.testing import (
+    Case,
+    cases,
+    cotangents,
+    gradients,
+    named_tensors,
+    relative_error,
+    require_grad,
+)
+
+THOROUGH = cases(thorough=True)
+each_case = pytest.mark.parametrize("case", THOROUGH, ids=lambda case: case.id)
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the calls of our raw operators, forward and backward, with the arguments they get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "atlas_ext":
+            first_order = not func._schema.name.endswith("_backward")
+
+            def keep(tensor: Tensor) -> Tensor:
+                return tensor.detach().clone().requires_grad_(first_order and tensor.requires_grad)
+
+            self.calls.append((func, *tree_map_only(Tensor, keep, (args, kwargs))))
+        return func(*args, **kwargs)
+
+
+def run(
+    case: Case, inputs: dict[str, Any], function: Callable[..., Any] | None = None
+) -> dict[str, Tensor]:
+    """Outputs and gradients of one call."""
+    names = case.differentiable(inputs)
+    inputs = require_grad(inputs, names)
+    outputs = case.run(inputs, function)
+    grads = gradients(outputs, inputs, names, cotangents(outputs))
+    return {**outputs, **{f"grad {name}": grad for name, grad in grads.items()}}
+
+
+@each_case
+def test_opcheck(case: Case) -> None:
+    with Recorder() as recorder:
+        run(case, case.inputs(torch.float32))
+    ran = {func._schema.name for func, _, _ in recorder.calls}
+    wanted = {f"atlas_ext::{case.op}"}
+    if not case.in_place:
+        wanted.add(f"atlas_ext::{case.op}_backward")
+    assert wanted <= ran
+    forward_args = next(args for func, args, _ in recorder.calls if "backward" not in str(func))
+    assert case.in_place or any(tensor.requires_grad for tensor in _tensors(forward_args))
+    for func, args, kwargs in recorder.calls:
+        if func._schema.name in wanted:
+            torch.library.opcheck(func, args, kwargs)
+
+
+def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+
+
+@each_case
+def test_compiles_fullgraph(case: Case) -> None:
+    torch._dynamo.reset()
+    inputs = case.inputs(torch.float32)
+    op = getattr(atlas_ext, case.op)
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    actual, wanted = run(case, inputs, compiled), run(case, inputs)
+    for name in wanted:
+        assert actual[name].dtype == wanted[name].dtype, name
+        assert relative_error(actual[name], wanted[name]) <= 1e-6, name
+
+
+@pytest.mark.parametrize("op", ["poly_features", "newton_schulz", "omega_rule"])
+def test_one_compilation_serves_all_lengths(op: str) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    function = getattr(atlas_ext, op)
+    compiled = torch.compile(function, fullgraph=True, backend=counter, dynamic=True)
+    for length in (5, 8, 13):
+        inputs, options = _sized(op, length)
+        outputs = named_tensors({"out": compiled(**inputs, **options)})
+        wanted = named_tensors({"out": function(**inputs, **options)})
+        for name in wanted:
+            assert relative_error(outputs[name], wanted[name]) <= 1e-6, (length, name)
+    assert counter.frame_count == 1
+
+
+def _sized(op: str, length: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    if op != "omega_rule":
+        return {"x": torch.randn(length, 4, 6, generator=generator)}, {}
+    case = next(case for case in cases(op) if case.name == "ragged")
+    inputs = case.inputs(torch.float32)
+    for name in ("q", "k", "v", "gamma", "eta", "log_alpha", "log_theta"):
+        repeats = [1, 2] + [1] * (inputs[name].dim() - 2)
+        inputs[name] = inputs[name].repeat(repeats)[:, :length].contiguous()
+    return inputs, dict(case.options)
+
+
+@pytest.mark.slow
+def test_inductor() -> None:
+    torch._dynamo.reset()
+    case = next(case for case in cases("omega_rule") if case.name == "ragged")
+
+    def layer(q: Tensor, k: Tensor, **rest: Any) -> Any:
+        unit = torch.nn.functional.normalize
+        output, state = atlas_ext.omega_rule(unit(q, dim=-1), unit(k, dim=-1), **rest)
+        return torch.nn.functional.silu(output), state
+
+    compiled = torch.compile(layer, fullgraph=True)
+    inputs = case.inputs(torch.float32)
+    actual, wanted = run(case, inputs, compiled), run(case, inputs, layer)
+    for name in wanted:
+        assert relative_error(actual[name], wanted[name]) <= 1e-4, name
+
+
+@each_case
+def test_flops_are_counted(case: Case) -> None:
+    with FlopCounterMode(display=False) as counter:
+        run(case, case.inputs(torch.float32))
+    counts = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
+    assert counts.get(f"atlas_ext.{case.op}", 0) > 0, counts
+    if not case.in_place:
+        assert counts.get(f"atlas_ext.{case.op}_backward", 0) > 0, counts
+
+
+def test_flops_of_newton_schulz() -> None:
+    """Three products a step: X Xᵀ, A A and (bA + cA²) X, at two FLOPs a multiply-add."""
+    batch, m, n, steps = 3, 4, 6, 5
+    with FlopCounterMode(display=False) as counter:
+        atlas_ext.newton_schulz(torch.randn(batch, m, n), steps)
+    products = batch * steps * (2 * 2 * m * m * n + 2 * m**3)
+    assert 0.5 * products <= counter.get_total_flops() <= 1.5 * products

@@ -1,0 +1,147 @@
+"""Newton-Schulz: what it does to special matrices, its scales and its schedules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from atlas_ext import newton_schulz, reference
+from atlas_ext.testing import conditioned, relative_error
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def gradient(x: Tensor, **options: object) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    out = newton_schulz(leaf, **options)
+    weight = random(*x.shape, seed=9).to(x.dtype)
+    (grad,) = torch.autograd.grad((out * weight).sum(), leaf)
+    return grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 4), (5, 2), (1, 1), (2, 3, 7)])
+def test_zero_in_zero_out_zero_gradient(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.zeros(shape, dtype=dtype)
+    assert torch.equal(newton_schulz(x), x)
+    assert torch.equal(gradient(x), x)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_one_zero_matrix_in_a_batch(zero: int) -> None:
+    x = conditioned(generator(), 3, 4, 5)
+    x[zero] = 0
+    rest = [index for index in range(3) if index != zero]
+    out, grad = newton_schulz(x), gradient(x)
+    assert not out[zero].any() and not grad[zero].any()
+    assert relative_error(out[rest], reference.newton_schulz(x[rest])) < 1e-12
+    leaf = x[rest].clone().requires_grad_()
+    weight = random(3, 4, 5, seed=9)[rest]
+    (wanted,) = torch.autograd.grad((reference.newton_schulz(leaf) * weight).sum(), leaf)
+    assert relative_error(grad[rest], wanted) < 1e-9
+
+
+def test_batch_is_matrix_by_matrix() -> None:
+    x = random(2, 3, 5, 4)
+    single = torch.stack([newton_schulz(matrix) for matrix in x.flatten(0, 1)]).view_as(x)
+    assert torch.equal(newton_schulz(x), single)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 8), (9, 2)])
+def test_rank_one_ends_near_0_70(shape: tuple[int, int]) -> None:
+    x = random(shape[0], 1) @ random(1, shape[1], seed=1)
+    out = newton_schulz(x)
+    values = torch.linalg.svdvals(out)
+    assert 0.6 < float(values[0]) < 0.8
+    assert float(values[1:].max()) < 1e-12
+    assert relative_error(newton_schulz(x.float()), out) < 5e-4
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 11), (12, 5)])
+def test_singular_vectors_stay_and_values_approach_one(shape: tuple[int, int]) -> None:
+    x = conditioned(generator(), *shape)
+    out = newton_schulz(x)
+    left, _, right = torch.linalg.svd(x, full_matrices=False)
+    core = left.mT @ out @ right.mT
+    assert float((core - torch.diag(torch.diagonal(core))).norm()) < 1e-10
+    values = torch.linalg.svdvals(out)
+    assert float(values.min()) > 0.6 and float(values.max()) < 1.25
+
+
+def test_polar_express_converges() -> None:
+    x = random(6, 9)
+    left, _, right = torch.linalg.svd(x, full_matrices=False)
+    assert relative_error(newton_schulz(x, 10, "polar_express"), left @ right) < 1e-6
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e8])
+@pytest.mark.parametrize("shape", [(8, 8), (5, 12), (12, 5)])
+def test_ill_conditioned_against_fp64(shape: tuple[int, int], condition: float) -> None:
+    left, _, right = torch.linalg.svd(random(*shape), full_matrices=False)
+    values = torch.logspace(0, -math.log10(condition), min(shape), dtype=torch.float64)
+    x = ((left * values) @ right).float()
+    wanted = reference.newton_schulz(x.double())
+    assert relative_error(newton_schulz(x), wanted) < 5e-4
+    assert relative_error(newton_schulz(x.double()), wanted) < 1e-9
+
+
+@pytest.mark.parametrize("magnitude", [1e-20, 1e-12, 1e12, 1e20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_magnitudes(dtype: torch.dtype, magnitude: float) -> None:
+    """Squares of such entries leave float32's range; the norm and its gradient must not."""
+    x = (magnitude * conditioned(generator(), 2, 4, 6)).to(dtype)
+    tolerance = {torch.float32: 5e-4, torch.float64: 1e-9, torch.bfloat16: 1e-1}[dtype]
+    wide = x.double().requires_grad_()
+    wanted = reference.newton_schulz(wide)
+    assert relative_error(newton_schulz(x), wanted) < tolerance
+    weight = random(2, 4, 6, seed=9).to(dtype).double()
+    (grad,) = torch.autograd.grad((wanted * weight).sum(), wide)
+    if float(grad.abs().max()) < 1e37:
+        assert relative_error(gradient(x), grad) < tolerance
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3)])
+def test_transposing_commutes(shape: tuple[int, int]) -> None:
+    x = random(2, *shape)
+    assert relative_error(newton_schulz(x.mT), newton_schulz(x).mT) < 1e-12
+
+
+@pytest.mark.parametrize("m, n", [(3, 7), (7, 3), (4, 4)])
+def test_scales_use_rows_and_columns_as_given(m: int, n: int) -> None:
+    x = random(m, n)
+    plain = newton_schulz(x)
+    factors = {"none": 1.0, "rms": 0.2 * math.sqrt(max(m, n)), "shape": math.sqrt(max(1.0, m / n))}
+    for scale, factor in factors.items():
+        assert relative_error(newton_schulz(x, scale=scale), factor * plain) < 1e-12, scale
+
+
+def test_no_steps_is_the_normalisation_alone() -> None:
+    x = random(3, 4)
+    assert relative_error(newton_schulz(x, 0, eps=0.5), x / (x.norm() + 0.5)) < 1e-14
+
+
+def test_one_step_by_hand() -> None:
+    x, (a, b, c) = random(3, 5), (1.5, -0.7, 0.3)
+    unit = x / (x.norm() + 1e-7)
+    gram = unit @ unit.mT
+    wanted = a * unit + (b * gram + c * gram @ gram) @ unit
+    table = torch.tensor([[a, b, c]], dtype=torch.float64)
+    assert relative_error(newton_schulz(x, 1, table), wanted) < 1e-13
+
+
+def test_named_schedule_equals_its_table() -> None:
+    x = random(2, 4, 6)
+    muon = torch.tensor([[3.4445, -4.7750, 2.0315]], dtype=torch.float64).repeat(5, 1)
+    assert relative_error(newton_schulz(x), newton_schulz(x, 5, muon)) < 1e-12
+    row = (8.28721201814563 / 1.01, -23.595886519098837 / 1.01**3, 17.300387312530933 / 1.01**5)
+    wanted = newton_schulz(x, 1, torch.tensor([row], dtype=torch.float64))
+    assert relative_error(newton_schulz(x, 1, "polar_express"), wanted) < 1e-12
