@@ -56,6 +56,7 @@ format: $(VENV)/.lint
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 wheel: $(VENV)/.torch
+	rm -rf build/lib*
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 sdist: $(VENV)/.torch
@@ -99,10 +100,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(LIBRARY): $(SOURCES) | $(VENV)/.installed
 	@echo "==> compiling what changed (build/compile.log)"
-	@mkdir -p build
+	@mkdir -p build && touch build/started
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py -q build_ext --inplace >build/compile.log 2>&1 \
 	  || { cat build/compile.log; exit 1; }
-	@touch $@
+	@touch -r build/started $@
 
 $(VENV)/.lint: $(LIBRARY)
 	@echo "==> installing the lint tools"

@@ -19,24 +19,31 @@ def load() -> None:
         importlib.import_module("atlas_ext._C")
     except ImportError as error:
         raise ImportError(explain(str(error))) from error
+    runtime = re.search(r"cuda_runtime=(\d+)", torch.ops.atlas_ext.build_info())
+    if runtime and (torch.version.cuda or "").split(".")[0] != runtime[1]:
+        raise ImportError(wrong_cuda(runtime[1]))
 
 
 def explain(error: str) -> str:
-    """What to do about the loader's message `error`."""
+    """What to do about the dynamic loader's message `error`."""
     if "No module named" in error:
         return (
-            "atlas_ext: the compiled library atlas_ext/_C.abi3.so is missing; if this is a source "
-            "tree, build it in place: pip install --no-build-isolation -e ."
+            "atlas_ext: the compiled library atlas_ext/_C.abi3.so is missing; in a source tree, "
+            "build it in place: pip install --no-build-isolation -e ."
         )
     if "cuda" in error.lower():
-        built_for = re.search(r"libcudart\.so\.(\d+)", error)
-        return (
-            f"atlas_ext: this installation was built for CUDA {built_for[1] if built_for else ''}"
-            f"{' ' if built_for else ''}and needs a torch built for it, got torch "
-            f"{torch.__version__} ({torch.version.cuda or 'no CUDA'}). Install such a torch, or "
-            f"build atlas_ext for this one: {REBUILD} [{error}]"
-        )
+        runtime = re.search(r"libcudart\.so\.(\d+)", error)
+        return f"{wrong_cuda(runtime[1] if runtime else '')} [{error}]"
     return (
         f"atlas_ext: the compiled library does not load under torch {torch.__version__}; "
         f"build it for this one: {REBUILD} [{error}]"
+    )
+
+
+def wrong_cuda(runtime: str) -> str:
+    return (
+        f"atlas_ext: this installation was built for CUDA {runtime}".rstrip()
+        + f" and wanted a torch built for it, got torch {torch.__version__} "
+        f"(CUDA: {torch.version.cuda or 'none'}). Install such a torch, or build atlas_ext for "
+        f"this one: {REBUILD}"
     )

@@ -59,8 +59,8 @@ def test_instruction_set_is_chosen_by_the_environment() -> None:
     ("error", "advice"),
     [
         ("No module named 'atlas_ext._C'", "pip install --no-build-isolation -e ."),
-        ("libcudart.so.13: cannot open shared object file", "was built for CUDA 13 and needs"),
-        ("undefined symbol: aoti_torch_get_current_cuda_stream", "was built for CUDA and needs"),
+        ("libcudart.so.13: cannot open shared object file", "was built for CUDA 13 and wanted"),
+        ("undefined symbol: aoti_torch_get_current_cuda_stream", "was built for CUDA and wanted"),
         ("undefined symbol: aoti_torch_library_def", "does not load under torch"),
     ],
 )
