@@ -92,3 +92,144 @@ class OmegaState(NamedTuple):
             v_tail=tail(value_dim),
             position=torch.zeros(num_sequences, dtype=torch.int64, device=device),
         )
+
+
+class ExpOmegaState:
+    """The growing state of :func:`atlas_ext.exp_omega_rule`: keys and coefficients of every token.
+
+    Memories with the exponential map hold, for each token j of the past, a key and one coefficient
+    row for each matrix that sees the map (docs/math/exp_omega_rule.md, section 1): one for the
+    linear memory and the MLP, two for the gated MLP. The per-token buffers have room for
+    ``capacity`` tokens, of which sequence n uses the first ``position[n]``; the rest is zero.
+    """
+
+    keys: Tensor  # [N, capacity, H, K]
+    coefficients: tuple[Tensor, ...]  # b, or (b, bg): each [N, capacity, H, R], R = V or F
+    momentum: tuple[Tensor, ...] | None  # of each coefficient, then S of W2 if there is one
+    weights: tuple[Tensor, ...]  # () | (W0, W2) | (W0, W0g, W2), each [N, H, out, in]
+    chunk_weights: tuple[Tensor, ...]  # at the chunk's start: coefficients, then weights
+    k_tail: Tensor  # [N, W-1, H, K]
+    v_tail: Tensor  # [N, W-1, H, V]
+    position: Tensor  # [N] int64, tokens seen
+    length: int  # tokens seen by the longest sequence
+
+    def __init__(
+        self,
+        keys: Tensor,
+        coefficients: tuple[Tensor, ...],
+        momentum: tuple[Tensor, ...] | None,
+        weights: tuple[Tensor, ...],
+        chunk_weights: tuple[Tensor, ...],
+        k_tail: Tensor,
+        v_tail: Tensor,
+        position: Tensor,
+        length: int,
+    ) -> None:
+        self.keys = keys
+        self.coefficients = coefficients
+        self.momentum = momentum
+        self.weights = weights
+        self.chunk_weights = chunk_weights
+        self.k_tail = k_tail
+        self.v_tail = v_tail
+        self.position = position
+        self.length = length
+
+    @property
+    def capacity(self) -> int:
+        """Tokens the buffers have room for."""
+        return self.keys.shape[1]
+
+    def reserve(self, n: int) -> None:
+        """Make room for ``n`` further tokens; grows at least twofold, so that n calls cost O(n)."""
+        wanted = self.length + n
+        if wanted <= self.capacity:
+            return
+        extra = max(wanted, 2 * self.capacity) - self.capacity
+        rows = len(self.coefficients)
+
+        def grown(buffer: Tensor) -> Tensor:  # [N, capacity, H, R]
+            room = buffer.new_zeros(buffer.shape[0], extra, *buffer.shape[2:])
+            return torch.cat([buffer, room], dim=1)
+
+        def grown_rows(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (*(grown(tensor) for tensor in tensors[:rows]), *tensors[rows:])
+
+        self.keys = grown(self.keys)
+        self.coefficients = grown_rows(self.coefficients)
+        self.chunk_weights = grown_rows(self.chunk_weights)
+        if self.momentum is not None:
+            self.momentum = grown_rows(self.momentum)
+
+    @classmethod
+    def init(
+        cls,
+        weights: Sequence[Tensor] | None,  # each [H, out, in] or [N, H, out, in]
+        *,
+        num_sequences: int,
+        num_heads: int,
+        key_dim: int,
+        value_dim: int,
+        window: int,
+        momentum: bool = False,
+        capacity: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> ExpOmegaState:
+        """The state before the first token.
+
+        ``weights``: None for the linear memory, (W0, W2) or (W0, W0g, W2) for the MLPs. ``dtype``
+        defaults to float32, to float64 for float64 weights; ``device`` to the weights' own. Every
+        tensor is a copy of its own. Raises ValueError for another number of weights or for wrong
+        shapes.
+        """
+        matrices = tuple(weights or ())
+        if len(matrices) not in (0, 2, 3):
+            raise ValueError(
+                "ExpOmegaState.init: weights: wanted None, (W0, W2) or (W0, W0g, W2), "
+                f"got {len(matrices)} matrices"
+            )
+        for index, matrix in enumerate(matrices):
+            if tuple(matrix.shape[:-2]) not in ((num_heads,), (num_sequences, num_heads)):
+                raise ValueError(
+                    f"ExpOmegaState.init: weights[{index}]: wanted [{num_heads}, out, in] or "
+                    f"[{num_sequences}, {num_heads}, out, in], got {list(matrix.shape)}"
+                )
+        if window < 1:
+            raise ValueError(f"ExpOmegaState.init: window: wanted an integer >= 1, got {window}")
+        if dtype is None:
+            wide = bool(matrices) and matrices[0].dtype == torch.float64
+            dtype = torch.float64 if wide else torch.float32
+        if device is None and matrices:
+            device = matrices[0].device
+        width = matrices[0].shape[-2] if matrices else value_dim
+
+        def rows(count: int, size: int) -> Tensor:  # [N, count, H, size]
+            return torch.zeros(num_sequences, count, num_heads, size, dtype=dtype, device=device)
+
+        def coefficients() -> tuple[Tensor, ...]:
+            return tuple(rows(capacity, width) for _ in range(max(1, len(matrices) - 1)))
+
+        def copies() -> tuple[Tensor, ...]:
+            moved = (matrix.to(device=device, dtype=dtype) for matrix in matrices)
+            return tuple(
+                matrix.expand(num_sequences, *matrix.shape[-3:]).clone(
+                    memory_format=torch.contiguous_format
+                )
+                for matrix in moved
+            )
+
+        current = copies()
+        return cls(
+            keys=rows(capacity, key_dim),
+            coefficients=coefficients(),
+            momentum=(*coefficients(), *(torch.zeros_like(w) for w in current[-1:]))
+            if momentum
+            else None,
+            weights=current,
+            chunk_weights=(*coefficients(), *copies()),
+            k_tail=rows(window - 1, key_dim),
+            v_tail=rows(window - 1, value_dim),
+            position=torch.zeros(num_sequences, dtype=torch.int64, device=device),
+            length=0,
+        )

@@ -56,7 +56,8 @@ def read(
 
 
 def layer_gradients(
-    weights: Matrices,
+    maps: Sequence[Map],  # one for each matrix of the memory
+    last: Tensor | None,  # [N, H, V, F] W2, for the way back; unused by a linear memory
     x: Tensor,  # [N, H, n, D]
     raw: Tensor | None,  # [N, H, n, V]
     v: Tensor,  # [N, H, n, V]
@@ -70,16 +71,15 @@ def layer_gradients(
             return -v
         return (y if raw is None else raw + y) - v
 
-    if len(weights) == 1:
-        return ((error(x @ weights[0].mT), x),)
-    z1 = x @ weights[0].mT
+    z1 = maps[0](x)
+    if len(maps) == 1 or last is None:
+        return ((error(z1), x),)  # eq. (4)
     a1, slope = activate(activation, z1)
-    if len(weights) == 2:
-        e = error(a1 @ weights[1].mT)
-        d1 = (e @ weights[1]) * slope  # eq. (5)
-        return (d1, x), (e, a1)
-    z3 = x @ weights[1].mT
+    if len(maps) == 2:
+        e = error(maps[1](a1))
+        return ((e @ last) * slope, x), (e, a1)  # eq. (5)
+    z3 = maps[1](x)
     hidden = a1 * z3
-    e = error(hidden @ weights[2].mT)
-    back = e @ weights[2]
+    e = error(maps[2](hidden))
+    back = e @ last
     return (back * z3 * slope, x), (back * a1, x), (e, hidden)  # eq. (6)

@@ -159,7 +159,7 @@ def prepare_tokens(
     v_tail: Tensor,  # [N, W-1, H, V]
     position: Tensor,  # [N]
 ) -> Tokens:
-    """Heads before time, the compute dtype, the tail before the tokens, gates masked by position."""
+    """Heads before time, compute dtype, the tail put first, gates masked by position."""
     dtype = compute_dtype(q)
 
     def heads_first(x: Tensor) -> Tensor:

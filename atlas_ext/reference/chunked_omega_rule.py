@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..state import OmegaState
-from ._memory import Map, layer_gradients, read
+from ._memory import Map, layer_gradients, linear_maps, read
 from ._omega_inputs import Memory, Options, Tokens, concatenate, make_options
 from ._omega_run import run
 from .poly_features import default_scales
@@ -156,7 +156,8 @@ def _chunk(
 ) -> tuple[Tensor, Memory]:  # y [N, H, n, V]
     x, u = options.lift(tokens.k), options.lift(tokens.q)
     gradients = layer_gradients(
-        memory.reference,
+        linear_maps(memory.reference),
+        memory.reference[-1],
         x,
         options.raw(tokens.k),
         tokens.v,

@@ -104,7 +104,8 @@ def token_loop(
 
         # Eq. (7): every gradient of the window at M_ref, gated by the current token.
         layers = layer_gradients(
-            reference,
+            linear_maps(reference),
+            reference[-1],
             x[:, :, window],
             options.raw(tokens.k[:, :, window]),
             tokens.v[:, :, window],
