@@ -53,7 +53,7 @@ def test_one_zero_matrix_in_a_batch(zero: int) -> None:
 def test_batch_is_matrix_by_matrix() -> None:
     x = random(2, 3, 5, 4)
     single = torch.stack([newton_schulz(matrix) for matrix in x.flatten(0, 1)]).view_as(x)
-    assert torch.equal(newton_schulz(x), single)
+    assert relative_error(newton_schulz(x), single) < 1e-12
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 8), (9, 2)])
@@ -109,6 +109,20 @@ def test_magnitudes(dtype: torch.dtype, magnitude: float) -> None:
         assert relative_error(gradient(x), grad) < tolerance
 
 
+def test_matrices_beyond_the_small_kernel() -> None:
+    """Large matrices take another path: the same values, gradients and zero rule."""
+    x = conditioned(generator(), 3, 261, 270).float()
+    x[1] = 0
+    for matrices in (x, x.mT):
+        leaf = matrices.double().requires_grad_()
+        wanted = reference.newton_schulz(leaf)
+        assert relative_error(newton_schulz(matrices), wanted) < 5e-4
+        weight = random(*matrices.shape, seed=9).float().double()
+        (grad,) = torch.autograd.grad((wanted * weight).sum(), leaf)
+        assert relative_error(gradient(matrices), grad) < 5e-4
+        assert not gradient(matrices)[1].any()
+
+
 @pytest.mark.parametrize("shape", [(3, 7), (7, 3)])
 def test_transposing_commutes(shape: tuple[int, int]) -> None:
     x = random(2, *shape)
@@ -124,18 +138,13 @@ def test_scales_use_rows_and_columns_as_given(m: int, n: int) -> None:
         assert relative_error(newton_schulz(x, scale=scale), factor * plain) < 1e-12, scale
 
 
-def test_no_steps_is_the_normalisation_alone() -> None:
-    x = random(3, 4)
-    assert relative_error(newton_schulz(x, 0, eps=0.5), x / (x.norm() + 0.5)) < 1e-14
-
-
 def test_one_step_by_hand() -> None:
     x, (a, b, c) = random(3, 5), (1.5, -0.7, 0.3)
-    unit = x / (x.norm() + 1e-7)
+    unit = x / (x.norm() + 0.5)
     gram = unit @ unit.mT
     wanted = a * unit + (b * gram + c * gram @ gram) @ unit
     table = torch.tensor([[a, b, c]], dtype=torch.float64)
-    assert relative_error(newton_schulz(x, 1, table), wanted) < 1e-13
+    assert relative_error(newton_schulz(x, 1, table, eps=0.5), wanted) < 1e-13
 
 
 def test_named_schedule_equals_its_table() -> None:
