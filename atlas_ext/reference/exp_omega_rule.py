@@ -45,7 +45,7 @@ def exp_omega_rule(
     the raw input and only decay. ``normalize``: "softmax" divides the read's kernel sums by the
     sum of the kernel over all keys seen, "rms" divides the output by its root mean square.
     ``scale`` defaults to K**-0.5. ``initial_state`` is not changed. Dtypes and errors as in
-    omega_rule. Source: arXiv 2505.23735, section 6; docs/math/exp_omega_rule.md.
+    omega_rule. Source: arXiv 2505.23735, section 4; docs/math/exp_omega_rule.md.
     """
     op = "exp_omega_rule"
     check_choice(op, "objective", objective, OBJECTIVES)
