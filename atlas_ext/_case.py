@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from atlas_ext import ops, reference
+from atlas_ext import reference
 from atlas_ext.state import OmegaState
 
 Inputs = dict[str, Any]  # keyword arguments of one call: tensors, tuples of tensors, an OmegaState
@@ -141,7 +142,7 @@ class Case:
         An in-place operator works on a copy of its state, which counts as an output.
         """
         if function is None:
-            function = getattr(ops, self.op)
+            function = getattr(import_module(f"atlas_ext.ops.{self.op}"), self.op)
         if self.in_place:
             state = map_tensors(lambda _, tensor: tensor.clone(), inputs["state"])
             output = function(**{**inputs, "state": state}, **self.options)
@@ -206,7 +207,7 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def uniform(generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
-    return torch.empty(*shape, dtype=torch.float64).uniform_(low, high, generator=generator)
+    return low + (high - low) * torch.rand(*shape, generator=generator, dtype=torch.float64)
 
 
 def conditioned(generator: torch.Generator, *shape: int) -> Tensor:
@@ -215,7 +216,7 @@ def conditioned(generator: torch.Generator, *shape: int) -> Tensor:
         return normal(generator, *shape)
     left, _, right = torch.linalg.svd(normal(generator, *shape), full_matrices=False)
     values = uniform(generator, 0.7, 1.3, *left.shape[:-2], left.shape[-1])
-    return (left * values.unsqueeze(-2)) @ right
+    return torch.matmul(left * values.unsqueeze(-2), right)
 
 
 def omega_tensors(

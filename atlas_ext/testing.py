@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from atlas_ext import ops
 from atlas_ext._case import (
     DTYPES,
     Case,
@@ -33,6 +32,7 @@ from atlas_ext._case import (
     uniform,
     wide_inputs,
 )
+from atlas_ext.ops.poly_features import poly_feature_dim
 
 __all__ = [
     "CASES",
@@ -61,7 +61,8 @@ def _fused(inputs: Inputs) -> Inputs:
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     joined = torch.cat([q, k, v], dim=-1)
     views = dict(inputs)
-    views["q"], views["k"], views["v"] = joined.split([q.shape[-1], k.shape[-1], v.shape[-1]], -1)
+    sizes = [q.shape[-1], k.shape[-1], v.shape[-1]]
+    views["q"], views["k"], views["v"] = torch.split(joined, sizes, dim=-1)
     views["gamma"] = inputs["gamma"][..., :1].expand_as(inputs["gamma"])
     views["eta"] = inputs["eta"][:1].expand_as(inputs["eta"])
     for name in ("log_alpha", "log_theta"):
@@ -135,14 +136,16 @@ def _omega(
     **options: Any,
 ) -> Case:
     degree = options.get("degree")
-    D = ops.poly_feature_dim(K, degree) if degree else K
+    D = poly_feature_dim(K, degree) if degree else K
 
     def build(generator: torch.Generator) -> Inputs:
-        gates = {"alpha": alpha, "theta": theta, "scales": degree if scales else None}
-        inputs = omega_tensors(generator, lead, H=H, K=K, V=V, W=W, **gates)
+        sizes = {"H": H, "K": K, "V": V, "W": W}
+        inputs = omega_tensors(
+            generator, lead, **sizes, alpha=alpha, theta=theta, scales=degree if scales else None
+        )
         if positions is not None:
-            sizes = {"H": H, "K": K, "V": V, "W": W, "D": D}
-            inputs["initial_state"] = omega_state(generator, positions, momentum=theta, **sizes)
+            state = omega_state(generator, positions, **sizes, D=D, momentum=theta)
+            inputs["initial_state"] = state
         else:
             count = len(lengths) if lengths is not None else lead[0]
             each = (count, H) if per_sequence else (H,)
@@ -178,21 +181,22 @@ def _update(
     **options: Any,
 ) -> Case:
     degree = options.get("degree")
-    D = ops.poly_feature_dim(K, degree) if degree else K
+    D = poly_feature_dim(K, degree) if degree else K
 
     def build(generator: torch.Generator) -> Inputs:
         rows = len(positions) if indices is None else len(indices)
-        sizes = {"H": 2, "K": K, "V": V, "W": W}
-        gates = {"theta": theta, "scales": degree if scales else None}
-        inputs = omega_tensors(generator, (rows,), **sizes, **gates)
-        inputs["state"] = omega_state(generator, positions, momentum=theta, D=D, **sizes)
+        sizes: dict[str, Any] = {"H": 2, "K": K, "V": V, "W": W}
+        inputs = omega_tensors(
+            generator, (rows,), **sizes, theta=theta, scales=degree if scales else None
+        )
+        inputs["state"] = omega_state(generator, positions, **sizes, D=D, momentum=theta)
         if indices is not None:
             inputs["state_indices"] = torch.tensor(indices, dtype=torch.int64)
         return inputs
 
     muon = options.get("ns_steps", 0) > 0
     extra = {"orthogonalised": muon, "thorough": thorough}
-    return Case("omega_rule_update", name, reason, build, options, **extra)  # type: ignore[arg-type]
+    return Case("omega_rule_update", name, reason, build, options, **extra)
 
 
 # fmt: off
