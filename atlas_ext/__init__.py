@@ -1,12 +1,16 @@
 """ATLAS memory layers for PyTorch: the Omega rule, polynomial features and Newton-Schulz."""
 
 from atlas_ext._version import __version__
+from atlas_ext.ops.newton_schulz import newton_schulz
+from atlas_ext.ops.omega_rule import omega_rule
 from atlas_ext.ops.poly_features import poly_feature_dim, poly_features
 from atlas_ext.state import OmegaState
 
 __all__ = [
     "OmegaState",
     "__version__",
+    "newton_schulz",
+    "omega_rule",
     "poly_feature_dim",
     "poly_features",
 ]

@@ -1,0 +1,441 @@
+// The Omega rule with a linear memory (spec section 1, docs/math/omega_rule.md): one task works
+// through the chunks of one (sequence, head) after the other, the state in scratch; items are dealt
+// to tasks round-robin.
+#include "kernels/cpu/omega_muon.h"
+
+namespace atlas::kernels::cpu::ATLAS_ISA {
+namespace {
+
+// A buffer for a whole state [V, dp], or for any single row on its way in or out.
+int64_t line_elements(const Sizes& sz) {
+  return larger(sz.value * sz.dp, larger(sz.window, larger(sz.kp, sz.vp)));
+}
+
+// dst [D, vp] = src [n, head, V, D] transposed, zero-padded.
+template <class T>
+void load_state(T* dst, const Strided& src, const Sizes& sz, int64_t n, int64_t head, T* line) {
+  for (int64_t row = 0; row < sz.value; ++row)
+    load_row(line + row * sz.dp, sz.dp, src, n, head, row, sz.features);
+  transpose(dst, sz.vp, line, sz.dp, sz.value, sz.features);
+}
+
+// dst [N, H, V, D] = src [D, vp] transposed
+template <class T>
+void store_state(const MutableArray& dst, const T* src, const Sizes& sz, int64_t item, T* line) {
+  if (dst.data == nullptr) return;
+  transpose(line, sz.dp, src, sz.vp, sz.features, sz.value);
+  for (int64_t row = 0; row < sz.value; ++row)
+    store_array(dst, (item * sz.value + row) * sz.features, line + row * sz.dp, sz.features);
+}
+
+// Checkpoints are stored as the state is held, without its padding: [D, V].
+template <class T>
+void save_checkpoint(void* dst, const T* state, const Sizes& sz, int64_t index) {
+  if (dst == nullptr) return;
+  T* out = static_cast<T*>(dst) + index * sz.features * sz.value;
+  for (int64_t d = 0; d < sz.features; ++d)
+    for (int64_t j = 0; j < sz.value; ++j) out[d * sz.value + j] = state[d * sz.vp + j];
+}
+
+template <class T>
+void load_checkpoint(T* state, const void* src, const Sizes& sz, int64_t index) {
+  const T* in = static_cast<const T*>(src) + index * sz.features * sz.value;
+  for (int64_t d = 0; d < sz.features; ++d) {
+    for (int64_t j = 0; j < sz.value; ++j) state[d * sz.vp + j] = in[d * sz.value + j];
+    fill_zero(state + d * sz.vp + sz.value, sz.vp - sz.value);
+  }
+}
+
+// Tokens of the chunk that starts at token `first` of this call: up to the next multiple of
+// chunk_size.
+int64_t chunk_tokens(const OmegaSequence& sequence, int64_t first, int64_t chunk_size) {
+  const int64_t left = chunk_size - (sequence.position + first) % chunk_size;
+  return smaller(left, sequence.end - sequence.begin - first);
+}
+
+// The final tail: the last W-1 tokens, from this call or from the tail it began with.
+template <class T>
+void store_tail(const MutableArray& dst, const Strided& tokens, const Strided& tail,
+                const OmegaSequence& sequence, const OmegaOptions& options, int64_t n, int64_t head,
+                int64_t width, T* line) {
+  if (dst.data == nullptr) return;
+  const int64_t slots = options.window - 1, length = sequence.end - sequence.begin;
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    const int64_t token = length - slots + slot;
+    if (token >= 0)
+      load_row(line, width, tokens, sequence.batch, sequence.begin + token, head, width);
+    else if (tail)
+      load_row(line, width, tail, n, slots + token, head, width);
+    else
+      fill_zero(line, width);
+    store_array(dst, ((n * slots + slot) * options.heads + head) * width, line, width);
+  }
+}
+
+template <class T>
+struct ForwardTask {
+  Chunk<T> chunk;
+  DualWork<T> dual;
+  MuonWork<T> muon;
+  T *weights, *momentum, *reference;  // [D, vp]
+  T* e;                               // [rows, vp]
+  T* y;                               // [tokens, vp]
+  T* line;                            // line_elements
+
+  ForwardTask(Arena<T>& arena, const Sizes& sz, const OmegaOptions& options)
+      : chunk(arena, sz, options.degree), dual(arena, sz, options), muon(arena, sz, options) {
+    weights = arena.take(sz.features * sz.vp);
+    momentum = arena.take(sz.features * sz.vp);
+    reference = arena.take(sz.features * sz.vp);
+    e = arena.take(sz.rows * sz.vp);
+    y = arena.take(sz.chunk * sz.vp);
+    line = arena.take(line_elements(sz));
+  }
+};
+
+template <class T>
+void forward_item(const OmegaForward& args, const Sizes& sz, const PolyMap<T>& map,
+                  ForwardTask<T>& task, int64_t n, int64_t head) {
+  const OmegaOptions& options = args.options;
+  const OmegaSequence& sequence = args.in.sequences[n];
+  const int64_t item = n * options.heads + head, length = sequence.end - sequence.begin;
+  const bool momentum = static_cast<bool>(args.in.log_theta);
+  load_state(task.weights, args.in.weights, sz, n, head, task.line);
+  if (momentum && args.in.momentum)
+    load_state(task.momentum, args.in.momentum, sz, n, head, task.line);
+  else
+    fill_zero(task.momentum, sz.features * sz.vp);
+  const T* reference = task.weights;
+  if (args.in.chunk_weights) {
+    load_state(task.reference, args.in.chunk_weights, sz, n, head, task.line);
+    reference = task.reference;
+  }
+  int64_t checkpoint = sequence.first_checkpoint;
+  for (int64_t first = 0; first < length; ++checkpoint) {
+    const int64_t tokens = chunk_tokens(sequence, first, options.chunk_size);
+    const bool ends = first + tokens == length;
+    load_chunk(task.chunk, sz, options, args.in, map, n, head, first, tokens);
+    save_checkpoint(args.weights_checkpoints, task.weights, sz, checkpoint * options.heads + head);
+    if (momentum)
+      save_checkpoint(args.momentum_checkpoints, task.momentum, sz,
+                      checkpoint * options.heads + head);
+    if (ends) store_state(args.chunk_weights, reference, sz, item, task.line);
+    error_signals(task.e, task.chunk, sz, options.l2, reference);
+    if (options.ns.steps > 0)
+      muon_forward(task.y, task.weights, task.momentum, task.chunk, sz, options, momentum, task.e,
+                   task.muon);
+    else
+      dual_forward(task.y, task.weights, momentum ? task.momentum : nullptr, task.chunk, sz, map,
+                   task.e, task.dual, !ends || args.weights.data != nullptr);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t token = sequence.batch * args.in.tokens + sequence.begin + first + t;
+      store_array(args.o, (token * options.heads + head) * sz.value, task.y + t * sz.vp, sz.value);
+    }
+    reference = task.weights;
+    first += tokens;
+  }
+  store_state(args.weights, task.weights, sz, item, task.line);
+  store_state(args.momentum, task.momentum, sz, item, task.line);
+  if (length == 0 || (sequence.position + length) % options.chunk_size == 0)
+    store_state(args.chunk_weights, reference, sz, item, task.line);
+  store_tail(args.k_tail, args.in.k, args.in.k_tail, sequence, options, n, head, sz.key, task.line);
+  store_tail(args.v_tail, args.in.v, args.in.v_tail, sequence, options, n, head, sz.value,
+             task.line);
+}
+
+template <class T>
+struct BackwardTask {
+  Chunk<T> chunk;
+  ChunkGrads<T> grads;
+  DualBackwardWork<T> dual;
+  MuonBackwardWork<T> muon;
+  T *weights, *momentum, *reference, *grad_reference;  // [D, vp]
+  T* e;                                                // [rows, vp]
+  T* q;                                                // [tokens, kp] gradient of q
+  T* k;                                                // [rows, kp] gradient of the window's keys
+  T *k_sum, *v_sum;                                    // [W-1 + chunk, kp], [W-1 + chunk, vp]
+  T* upper;
+  T* line;  // line_elements
+
+  BackwardTask(Arena<T>& arena, const Sizes& sz, const OmegaOptions& options, bool with_momentum)
+      : chunk(arena, sz, options.degree),
+        grads(arena, sz, with_momentum),
+        dual(arena, sz, options),
+        muon(arena, sz, options) {
+    weights = arena.take(sz.features * sz.vp);
+    momentum = arena.take(sz.features * sz.vp);
+    reference = arena.take(sz.features * sz.vp);
+    grad_reference = arena.take(sz.features * sz.vp);
+    e = arena.take(sz.rows * sz.vp);
+    q = options.degree == 0 ? grads.u : arena.take(sz.chunk * sz.kp + kWidth<T>);
+    k = options.degree == 0 ? grads.x : arena.take(sz.rows * sz.kp + kWidth<T>);
+    k_sum = arena.take(sz.rows * sz.kp);
+    v_sum = arena.take(sz.rows * sz.vp);
+    upper = arena.take(poly_monomials_scratch<T>(sz.key, options.degree));
+    line = arena.take(line_elements(sz));
+  }
+};
+
+// From the gradients of e, u and x to those of k, q, v and M_ref: e_i = M_ref x_i - v_i, x_i =
+// phi(k_i), u_t = phi(q_t).
+template <class T>
+void chunk_inputs_backward(BackwardTask<T>& task, const Sizes& sz, const OmegaOptions& options,
+                           const PolyMap<T>& map, const T* reference) {
+  const Chunk<T>& c = task.chunk;
+  const ChunkGrads<T>& g = task.grads;
+  if (options.l2) {
+    transpose(task.line, sz.dp, reference, sz.vp, sz.features, sz.value);
+    gemm(c.rows(), sz.features, sz.value, plain(g.e, sz.vp), task.line, sz.dp, g.x, sz.dp, T(1),
+         T(1));
+    gemm(sz.features, sz.value, c.rows(), transposed(c.x, sz.dp), g.e, sz.vp, task.grad_reference,
+         sz.vp, T(1), T(1));
+  }
+  if (options.degree > 0) {
+    fill_zero(task.q, c.tokens * sz.kp + kWidth<T>);
+    fill_zero(task.k, c.rows() * sz.kp + kWidth<T>);
+    for (int64_t t = 0; t < c.tokens; ++t)
+      poly_row_backward(task.q + t * sz.kp, g.c, g.u + t * sz.dp, c.q + t * sz.kp, map, c.monomials,
+                        task.upper);
+    for (int64_t i = 0; i < c.rows(); ++i)
+      poly_row_backward(task.k + i * sz.kp, g.c, g.x + i * sz.dp, c.k + i * sz.kp, map, c.monomials,
+                        task.upper);
+  }
+  if (options.ns.steps == 0) {
+    causal_read(task.q, c, sz, g.scores, c.k, sz.kp, sz.key);
+    causal_write(task.k, c, sz, g.scores, c.q, sz.kp, sz.key);
+  }
+}
+
+// Slot j of the sums is token first - (W-1) + j. Adds the chunk's rows, hands out the chunk's own
+// tokens and shifts what is left, so that the slots fit the chunk before, which has `next_tokens`
+// tokens.
+template <class T>
+void settle_rows(T* sums, const T* rows, T sign, const Chunk<T>& c, const Sizes& sz, int64_t ld,
+                 int64_t width, const MutableArray& out, int64_t first_row, int64_t row_step,
+                 int64_t next_tokens) {
+  const int64_t slots = sz.window - 1;
+  for (int64_t i = 0; i < c.rows(); ++i)
+    axpy(sums + (slots - c.overhang + i) * ld, sign, rows + i * ld, width);
+  if (out.data != nullptr)
+    for (int64_t t = 0; t < c.tokens; ++t)
+      store_array(out, (first_row + t * row_step) * width, sums + (slots + t) * ld, width);
+  __builtin_memmove(sums + next_tokens * ld, sums, slots * ld * sizeof(T));
+  fill_zero(sums, next_tokens * ld);
+}
+
+template <class T>
+void store_gates(const OmegaBackward& args, const ChunkGrads<T>& g, const Chunk<T>& c,
+                 const Sizes& sz, int64_t first_row, T* line) {
+  const int64_t heads = args.options.heads;
+  for (int64_t t = 0; t < c.tokens; ++t) {
+    const int64_t row = first_row + t * heads;
+    if (args.grad_eta.data != nullptr) store_array(args.grad_eta, row, g.gates.eta + t, 1);
+    if (args.grad_log_alpha.data != nullptr)
+      store_array(args.grad_log_alpha, row, g.gates.alpha + t, 1);
+    if (args.grad_log_theta.data != nullptr)
+      store_array(args.grad_log_theta, row, g.gates.theta + t, 1);
+    if (args.grad_gamma.data == nullptr) continue;
+    const T* newest = g.gates.a + t * sz.rp + c.overhang + t;
+    for (int64_t j = 0; j < sz.window; ++j) line[j] = j <= c.overhang + t ? *(newest - j) : T(0);
+    store_array(args.grad_gamma, row * sz.window, line, sz.window);
+  }
+}
+
+template <class T>
+void load_grad_state(T* dst, const Strided& src, const Sizes& sz, int64_t n, int64_t head,
+                     T* line) {
+  if (src)
+    load_state(dst, src, sz, n, head, line);
+  else
+    fill_zero(dst, sz.features * sz.vp);
+}
+
+// Sums of the key or value gradients behind the last token: what the final tail's gradient brings.
+template <class T>
+void load_tail_grads(T* sums, const Strided& grad_tail, const Sizes& sz, int64_t ld, int64_t width,
+                     int64_t n, int64_t head, int64_t existing) {
+  fill_zero(sums, sz.rows * ld);
+  if (!grad_tail) return;
+  for (int64_t slot = larger(0, sz.window - 1 - existing); slot < sz.window - 1; ++slot)
+    load_row(sums + slot * ld, ld, grad_tail, n, slot, head, width);
+}
+
+template <class T>
+void backward_item(const OmegaBackward& args, const Sizes& sz, const PolyMap<T>& map,
+                   BackwardTask<T>& task, int64_t n, int64_t head) {
+  const OmegaOptions& options = args.options;
+  const OmegaInputs& in = args.in;
+  const OmegaSequence& sequence = in.sequences[n];
+  const Chunk<T>& c = task.chunk;
+  const ChunkGrads<T>& g = task.grads;
+  const int64_t item = n * options.heads + head, length = sequence.end - sequence.begin;
+  const int64_t size = sz.features * sz.vp, end_position = sequence.position + length;
+  const bool with_momentum = static_cast<bool>(in.log_theta);
+  load_grad_state(g.weights, args.grad_final_weights, sz, n, head, task.line);
+  if (with_momentum) load_grad_state(g.momentum, args.grad_final_momentum, sz, n, head, task.line);
+  load_grad_state(task.grad_reference, args.grad_final_chunk_weights, sz, n, head, task.line);
+  load_tail_grads(task.k_sum, args.grad_final_k_tail, sz, sz.kp, sz.key, n, head, end_position);
+  load_tail_grads(task.v_sum, args.grad_final_v_tail, sz, sz.vp, sz.value, n, head, end_position);
+  fill_zero(g.c, kMaxDegree + 1);
+  // The final chunk_weights are M_T where the last token closed a chunk, else the last chunk's
+  // M_ref.
+  if (length > 0 && end_position % options.chunk_size == 0) {
+    axpy(g.weights, T(1), task.grad_reference, size);
+    fill_zero(task.grad_reference, size);
+  }
+  int64_t chunks = 0;
+  for (int64_t first = 0; first < length; ++chunks)
+    first += chunk_tokens(sequence, first, options.chunk_size);
+  int64_t end = length;
+  // Makes room in the sums for the last chunk, as settle_rows does for every one before it.
+  const auto tokens_before = [&](int64_t stop) {
+    const int64_t whole = (sequence.position + stop - 1) % options.chunk_size + 1;
+    return smaller(whole, stop);
+  };
+  if (length > 0) {
+    const int64_t tokens = tokens_before(length), slots = sz.window - 1;
+    __builtin_memmove(task.k_sum + tokens * sz.kp, task.k_sum, slots * sz.kp * sizeof(T));
+    __builtin_memmove(task.v_sum + tokens * sz.vp, task.v_sum, slots * sz.vp * sizeof(T));
+    fill_zero(task.k_sum, tokens * sz.kp);
+    fill_zero(task.v_sum, tokens * sz.vp);
+  }
+  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+    const int64_t tokens = tokens_before(end), first = end - tokens;
+    const int64_t checkpoint = (sequence.first_checkpoint + chunk) * options.heads + head;
+    const int64_t token = sequence.batch * in.tokens + sequence.begin + first;
+    load_chunk(task.chunk, sz, options, in, map, n, head, first, tokens);
+    load_checkpoint(task.weights, args.weights_checkpoints, sz, checkpoint);
+    if (with_momentum) load_checkpoint(task.momentum, args.momentum_checkpoints, sz, checkpoint);
+    const bool own_reference = chunk == 0 && in.chunk_weights;
+    const T* reference = own_reference ? task.reference : task.weights;
+    if (own_reference) load_state(task.reference, in.chunk_weights, sz, n, head, task.line);
+    for (int64_t t = 0; t < tokens; ++t) {
+      if (args.grad_o)
+        load_row(g.y + t * sz.vp, sz.vp, args.grad_o, sequence.batch, sequence.begin + first + t,
+                 head, sz.value);
+      else
+        fill_zero(g.y + t * sz.vp, sz.vp);
+    }
+    error_signals(task.e, c, sz, options.l2, reference);
+    const T* momentum = with_momentum ? task.momentum : nullptr;
+    if (options.ns.steps > 0)
+      muon_backward(g, c, sz, options, with_momentum, task.weights, momentum, task.e, task.muon);
+    else
+      dual_backward(g, c, sz, map, task.weights, momentum, task.e, task.dual);
+    store_gates(args, g, c, sz, token * options.heads + head, task.line);
+    chunk_inputs_backward(task, sz, options, map, reference);
+    if (!own_reference) {
+      axpy(g.weights, T(1), task.grad_reference, size);
+      fill_zero(task.grad_reference, size);
+    }
+    if (args.grad_q.data != nullptr)
+      for (int64_t t = 0; t < tokens; ++t)
+        store_array(args.grad_q, ((token + t) * options.heads + head) * sz.key, task.q + t * sz.kp,
+                    sz.key);
+    const int64_t next = chunk > 0 ? tokens_before(first) : 0, row = token * options.heads + head;
+    settle_rows(task.k_sum, task.k, T(1), c, sz, sz.kp, sz.key, args.grad_k, row, options.heads,
+                next);
+    settle_rows(task.v_sum, g.e, T(-1), c, sz, sz.vp, sz.value, args.grad_v, row, options.heads,
+                next);
+    end = first;
+  }
+  if (in.chunk_weights)
+    store_state(args.grad_chunk_weights, task.grad_reference, sz, item, task.line);
+  else
+    axpy(g.weights, T(1), task.grad_reference, size);
+  store_state(args.grad_weights, g.weights, sz, item, task.line);
+  if (with_momentum) store_state(args.grad_momentum, g.momentum, sz, item, task.line);
+  for (int64_t slot = 0; slot < sz.window - 1; ++slot) {
+    const int64_t row = (n * (sz.window - 1) + slot) * options.heads + head;
+    if (args.grad_k_tail.data != nullptr)
+      store_array(args.grad_k_tail, row * sz.key, task.k_sum + slot * sz.kp, sz.key);
+    if (args.grad_v_tail.data != nullptr)
+      store_array(args.grad_v_tail, row * sz.value, task.v_sum + slot * sz.vp, sz.value);
+  }
+  if (args.grad_scales != nullptr)
+    for (int l = 0; l <= options.degree; ++l)
+      args.grad_scales[item * (options.degree + 1) + l] = static_cast<double>(g.c[l]);
+}
+
+// Elements in front of the tasks' own memory: the roots of the polynomial map.
+template <class T>
+int64_t shared_elements(const OmegaOptions& options) {
+  return options.degree == 0 ? 0 : padded<T>(options.features()) + 2 * kWidth<T>;
+}
+
+template <class T>
+PolyMap<T> poly_map(const OmegaOptions& options, T* memory) {
+  PolyMap<T> map{};
+  if (options.degree > 0)
+    poly_map_init(map, memory, options.key_dim, options.degree, options.scales, options.roots);
+  return map;
+}
+
+template <class T>
+int64_t task_elements(const OmegaOptions& options, const OmegaInputs& in, bool backward) {
+  const Sizes sz = sizes_of<T>(options, in);
+  Arena<T> arena(nullptr);
+  if (backward)
+    BackwardTask<T>(arena, sz, options, static_cast<bool>(in.log_theta));
+  else
+    ForwardTask<T>(arena, sz, options);
+  return arena.used();
+}
+
+template <class T>
+void run_forward(const OmegaForward& args, const ParallelFor& parallel) {
+  const Sizes sz = sizes_of<T>(args.options, args.in);
+  const int64_t items = args.in.num_sequences * args.options.heads, tasks = parallel.tasks(items);
+  const int64_t each = task_elements<T>(args.options, args.in, false);
+  T* memory = static_cast<T*>(args.scratch);
+  const PolyMap<T> map = poly_map<T>(args.options, memory);
+  memory += shared_elements<T>(args.options);
+  parallel(tasks, [&](int64_t task) {
+    Arena<T> arena(memory + task * each);
+    ForwardTask<T> work(arena, sz, args.options);
+    for (int64_t item = task; item < items; item += tasks)
+      forward_item(args, sz, map, work, item / args.options.heads, item % args.options.heads);
+  });
+}
+
+template <class T>
+void run_backward(const OmegaBackward& args, const ParallelFor& parallel) {
+  const Sizes sz = sizes_of<T>(args.options, args.in);
+  const int64_t items = args.in.num_sequences * args.options.heads, tasks = parallel.tasks(items);
+  const int64_t each = task_elements<T>(args.options, args.in, true);
+  T* memory = static_cast<T*>(args.scratch);
+  const PolyMap<T> map = poly_map<T>(args.options, memory);
+  memory += shared_elements<T>(args.options);
+  parallel(tasks, [&](int64_t task) {
+    Arena<T> arena(memory + task * each);
+    BackwardTask<T> work(arena, sz, args.options, static_cast<bool>(args.in.log_theta));
+    for (int64_t item = task; item < items; item += tasks)
+      backward_item(args, sz, map, work, item / args.options.heads, item % args.options.heads);
+  });
+}
+
+template <class T>
+int64_t scratch_elements(const OmegaOptions& options, const OmegaInputs& in, bool backward,
+                         const ParallelFor& parallel) {
+  return shared_elements<T>(options) +
+         parallel.tasks(in.num_sequences * options.heads) * task_elements<T>(options, in, backward);
+}
+
+}  // namespace
+
+int64_t omega_rule_scratch(const OmegaOptions& options, const OmegaInputs& in, bool backward,
+                           const ParallelFor& parallel) {
+  return options.is_double ? scratch_elements<double>(options, in, backward, parallel)
+                           : scratch_elements<float>(options, in, backward, parallel);
+}
+
+void omega_rule(const OmegaForward& args, const ParallelFor& parallel) {
+  args.options.is_double ? run_forward<double>(args, parallel) : run_forward<float>(args, parallel);
+}
+
+void omega_rule_backward(const OmegaBackward& args, const ParallelFor& parallel) {
+  args.options.is_double ? run_backward<double>(args, parallel)
+                         : run_backward<float>(args, parallel);
+}
+
+}  // namespace atlas::kernels::cpu::ATLAS_ISA

@@ -1,0 +1,99 @@
+#include <torch/csrc/stable/library.h>
+
+#include "ops/omega_rule_cpu.h"
+
+namespace atlas::ops {
+namespace {
+
+namespace cpu = kernels::cpu;
+
+using Forward = std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor, Tensor, Tensors>;
+
+Tensor final_position(const Tensor& like, const cpu::OmegaInputs& in) {
+  const Tensor position = torch::stable::new_empty(like, {in.num_sequences}, ScalarType::Long);
+  for (int64_t n = 0; n < in.num_sequences; ++n) {
+    const cpu::OmegaSequence& sequence = in.sequences[n];
+    position.mutable_data_ptr<int64_t>()[n] = sequence.position + sequence.end - sequence.begin;
+  }
+  return position;
+}
+
+Forward omega_rule_cpu(
+    const Tensor& q, const Tensor& k, const Tensor& v,  // [B, T, H, K], [B, T, H, K], [B, T, H, V]
+    const Tensor& gamma, const Tensor& eta,             // [B, T, H, W], [B, T, H]
+    const MaybeTensor& log_alpha, const MaybeTensor& log_theta,                     // [B, T, H]
+    const Tensors& weights, const Tensors& momentum, const Tensors& chunk_weights,  // [N, H, V, D]
+    const MaybeTensor& k_tail, const MaybeTensor& v_tail,  // [N, W-1, H, K], [N, W-1, H, V]
+    const MaybeTensor& position,                           // [N]
+    const MaybeTensor& feature_scales,                     // [degree + 1]
+    const MaybeTensor& ns_table,                           // [ns_steps, 3]
+    const MaybeTensor& cu_seqlens,                         // [N + 1]
+    const std::string& objective, const std::string& activation, bool residual, int64_t degree,
+    int64_t ns_steps, const std::string& ns_schedule, const std::string& ns_scale, int64_t ns_every,
+    int64_t chunk_size, bool output_final_state, bool save_checkpoints,
+    [[maybe_unused]] bool allow_tf32) {
+  const OmegaCall call("omega_rule", q, k, v, gamma, eta, log_alpha, log_theta, weights, momentum,
+                       chunk_weights, k_tail, v_tail, position, feature_scales, ns_table,
+                       cu_seqlens,
+                       {objective, activation, residual, degree, ns_steps, ns_schedule, ns_scale,
+                        ns_every, chunk_size});
+  const OmegaShape& shape = call.shape;
+  const ScalarType sums = compute_type(q);
+  const auto state_tensor = [&] {
+    return torch::stable::new_empty(q, {shape.sequences, shape.heads, shape.value, shape.features},
+                                    sums);
+  };
+  const auto tail_tensor = [&](const MaybeTensor& given, const Tensor& tokens, int64_t width) {
+    return torch::stable::new_empty(q, {shape.sequences, shape.window - 1, shape.heads, width},
+                                    given ? given->scalar_type() : tokens.scalar_type());
+  };
+  const Tensor nothing = torch::stable::new_empty(q, {0});
+  Forward result{torch::stable::new_empty(v, {shape.batch, shape.tokens, shape.heads, shape.value}),
+                 {},
+                 {},
+                 {},
+                 nothing,
+                 nothing,
+                 torch::stable::new_empty(q, {0}, ScalarType::Long),
+                 {}};
+  auto& [o, final_weights, final_momentum, final_chunk, final_k, final_v, final_place,
+         checkpoints] = result;
+  cpu::OmegaForward args{};
+  args.options = call.options;
+  args.in = call.in;
+  args.o = mutable_array(o);
+  if (output_final_state) {
+    final_weights.push_back(state_tensor());
+    final_chunk.push_back(state_tensor());
+    if (log_theta) final_momentum.push_back(state_tensor());
+    final_k = tail_tensor(k_tail, k, shape.key);
+    final_v = tail_tensor(v_tail, v, shape.value);
+    final_place = final_position(q, call.in);
+    args.weights = mutable_array(final_weights[0]);
+    args.chunk_weights = mutable_array(final_chunk[0]);
+    if (log_theta) args.momentum = mutable_array(final_momentum[0]);
+    args.k_tail = mutable_array(final_k);
+    args.v_tail = mutable_array(final_v);
+  }
+  if (save_checkpoints) {
+    for (int i = 0; i < (log_theta ? 2 : 1); ++i)
+      checkpoints.push_back(torch::stable::new_empty(
+          q, {call.checkpoints, shape.heads, shape.features, shape.value}, sums));
+    args.weights_checkpoints = checkpoints[0].mutable_data_ptr();
+    if (log_theta) args.momentum_checkpoints = checkpoints[1].mutable_data_ptr();
+  }
+  if (shape.sequences * shape.heads == 0) return result;
+  const cpu::ParallelFor parallel = torch_threads();
+  const Tensor memory = scratch(q, cpu::omega_rule_scratch(args.options, args.in, false, parallel));
+  args.scratch = memory.mutable_data_ptr();
+  cpu::omega_rule(args, parallel);
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CPU, library) {
+  library.impl("omega_rule", TORCH_BOX(&omega_rule_cpu));
+}
+
+}  // namespace atlas::ops

@@ -1,0 +1,137 @@
+#pragma once
+// Arguments of the omega rule's operators, checked: what forward, backward and update share on
+// every device.
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ops/check.h"
+#include "ops/newton_schulz_options.h"
+#include "ops/poly_scales.h"
+
+namespace atlas::ops {
+
+using Tensors = std::vector<Tensor>;
+using MaybeTensor = std::optional<Tensor>;
+
+// The options in the order of the schemas.
+struct OmegaRuleOptions {
+  const std::string& objective;
+  const std::string& activation;
+  bool residual;
+  int64_t degree, ns_steps;
+  const std::string& ns_schedule;
+  const std::string& ns_scale;
+  int64_t ns_every, chunk_size;
+};
+
+// Letters as in the documentation; N is the number of sequences (or of memory slots).
+struct OmegaShape {
+  int64_t batch, tokens, heads, key, value, features, window, sequences;
+};
+
+inline void check_options(const char* op, const OmegaRuleOptions& options,
+                          const MaybeTensor& ns_table) {
+  ATLAS_CHECK(options.objective == "l2" || options.objective == "dot", op, "objective",
+              "'l2' or 'dot'", "'" + options.objective + "'");
+  ATLAS_CHECK(options.activation == "gelu" || options.activation == "silu" ||
+                  options.activation == "identity",
+              op, "activation", "'gelu', 'silu' or 'identity'", "'" + options.activation + "'");
+  ATLAS_CHECK(options.ns_steps >= 0, op, "ns_steps", "an integer >= 0",
+              std::to_string(options.ns_steps));
+  ATLAS_CHECK(options.ns_every >= 1, op, "ns_every", "an integer >= 1",
+              std::to_string(options.ns_every));
+  ATLAS_CHECK(options.chunk_size >= 1, op, "chunk_size", "an integer >= 1",
+              std::to_string(options.chunk_size));
+  check_schedule(op, "ns_schedule", ns_table, options.ns_schedule, options.ns_steps);
+  check_ns_scale(op, "ns_scale", options.ns_scale);
+}
+
+// One gate or scalar per token: the leading dimensions of q and, for gamma, the window.
+inline void check_gate(const char* op, const char* name, const Tensor& gate, const Tensor& q,
+                       const std::vector<int64_t>& shape, const char* letters) {
+  check_device(op, name, gate, q);
+  check_floating(op, name, gate);
+  check_dtype_beside(op, name, gate, q);
+  check_shape(op, name, gate, shape, letters);
+}
+
+// Checks everything that comes per token; `lead` spells the leading dimensions, "B, T, H" or "M,
+// H".
+inline void check_tokens(const char* op, const std::string& lead, const Tensor& q, const Tensor& k,
+                         const Tensor& v, const Tensor& gamma, const Tensor& eta,
+                         const MaybeTensor& log_alpha, const MaybeTensor& log_theta) {
+  const int64_t rank = lead == "M, H" ? 3 : 4;
+  const auto letters = [&](const char* width) { return "[" + lead + ", " + width + "]"; };
+  check_floating(op, "q", q);
+  ATLAS_CHECK(q.dim() == rank && q.size(rank - 1) >= 1, op, "q", letters("K") + " with K >= 1",
+              describe(q));
+  std::vector<int64_t> shape(q.sizes().begin(), q.sizes().end());
+  for (const auto& [name, tensor, width] :
+       {std::tuple<const char*, const Tensor&, const char*>{"k", k, "K"}, {"v", v, "V"}}) {
+    check_device(op, name, tensor, q);
+    ATLAS_CHECK(tensor.scalar_type() == q.scalar_type(), op, name,
+                "q's dtype " + dtype_name(q.scalar_type()), describe(tensor));
+    ATLAS_CHECK(tensor.dim() == rank && tensor.size(rank - 1) >= 1, op, name,
+                letters(width) + " with " + width + " >= 1", describe(tensor));
+    if (*width == 'V') shape.back() = tensor.size(rank - 1);
+    check_shape(op, name, tensor, shape, letters(width).c_str());
+  }
+  ATLAS_CHECK(gamma.dim() == rank && gamma.size(rank - 1) >= 1, op, "gamma",
+              letters("W") + " with W >= 1", describe(gamma));
+  shape.back() = gamma.size(rank - 1);
+  check_gate(op, "gamma", gamma, q, shape, letters("W").c_str());
+  shape.pop_back();
+  check_gate(op, "eta", eta, q, shape, ("[" + lead + "]").c_str());
+  if (log_alpha) check_gate(op, "log_alpha", *log_alpha, q, shape, ("[" + lead + "]").c_str());
+  if (log_theta) check_gate(op, "log_theta", *log_theta, q, shape, ("[" + lead + "]").c_str());
+}
+
+inline void check_memory(const char* op, const std::string& name, const Tensors& matrices,
+                         const Tensor& q, const OmegaShape& shape, bool state) {
+  ATLAS_CHECK(
+      matrices.size() == 1, op, name,
+      "one matrix, (W,): a linear memory; memories with 2 or 3 weights are not in this version",
+      std::to_string(matrices.size()) + " matrices");
+  const Tensor& matrix = matrices[0];
+  check_device(op, name, matrix, q);
+  check_floating(op, name, matrix);
+  if (state)
+    ATLAS_CHECK(matrix.scalar_type() == compute_type(q), op, name, dtype_name(compute_type(q)),
+                describe(matrix));
+  check_dtype_beside(op, name, matrix, q);
+  check_shape(op, name, matrix, {shape.sequences, shape.heads, shape.value, shape.features},
+              "[N, H, V, D]");
+}
+
+// The tensors of a state, after the tokens; `prefix` is how the caller names the state.
+inline void check_state(const char* op, const std::string& prefix, const Tensors& momentum,
+                        const Tensors& chunk_weights, const Tensor& k_tail, const Tensor& v_tail,
+                        const Tensor& position, const Tensor& q, const OmegaShape& shape) {
+  if (!momentum.empty()) check_memory(op, prefix + "momentum", momentum, q, shape, true);
+  check_memory(op, prefix + "chunk_weights", chunk_weights, q, shape, true);
+  check_device(op, prefix + "k_tail", k_tail, q);
+  check_device(op, prefix + "v_tail", v_tail, q);
+  check_floating(op, prefix + "k_tail", k_tail);
+  check_floating(op, prefix + "v_tail", v_tail);
+  check_shape(op, prefix + "k_tail", k_tail,
+              {shape.sequences, shape.window - 1, shape.heads, shape.key}, "[N, W-1, H, K]");
+  check_shape(op, prefix + "v_tail", v_tail,
+              {shape.sequences, shape.window - 1, shape.heads, shape.value}, "[N, W-1, H, V]");
+  check_device(op, prefix + "position", position, q);
+  ATLAS_CHECK(position.scalar_type() == ScalarType::Long, op, prefix + "position", "int64",
+              describe(position));
+  check_shape(op, prefix + "position", position, {shape.sequences}, "[N]");
+}
+
+inline void check_cu_seqlens(const char* op, const MaybeTensor& cu_seqlens, const Tensor& q) {
+  if (!cu_seqlens) return;
+  check_device(op, "cu_seqlens", *cu_seqlens, q);
+  const ScalarType type = cu_seqlens->scalar_type();
+  ATLAS_CHECK((type == ScalarType::Int || type == ScalarType::Long) && cu_seqlens->dim() == 1 &&
+                  cu_seqlens->numel() >= 1,
+              op, "cu_seqlens", "int32 or int64 [N+1]", describe(*cu_seqlens));
+  ATLAS_CHECK(q.size(0) == 1, op, "q", "[B, T, H, K] with B = 1 beside cu_seqlens", describe(q));
+}
+
+}  // namespace atlas::ops

@@ -1,0 +1,129 @@
+#include <torch/csrc/stable/library.h>
+
+#include "ops/omega_rule_cpu.h"
+
+namespace atlas::ops {
+namespace {
+
+namespace cpu = kernels::cpu;
+
+// Bits of grad_mask, in the order of the schema's inputs.
+enum Wanted : int64_t {
+  kQ = 1,
+  kK = 2,
+  kV = 4,
+  kGamma = 8,
+  kEta = 16,
+  kLogAlpha = 32,
+  kLogTheta = 64,
+  kWeights = 128,
+  kMomentum = 256,
+  kChunkWeights = 512,
+  kKTail = 1024,
+  kVTail = 2048,
+  kScales = 4096
+};
+
+using Backward = std::tuple<Tensors, Tensors, Tensors, Tensors>;
+
+// `grads` holds the gradients of q, k, v, gamma, eta, log_alpha, log_theta, k_tail, v_tail and
+// feature_scales, with no elements where unwanted.
+Backward omega_rule_backward_cpu(
+    const MaybeTensor& grad_o,  // [B, T, H, V]
+    const Tensors& grad_weights, const Tensors& grad_momentum,
+    const Tensors& grad_chunk_weights,  // [N, H, V, D]
+    const MaybeTensor& grad_k_tail,
+    const MaybeTensor& grad_v_tail,  // [N, W-1, H, K], [N, W-1, H, V]
+    const Tensors& checkpoints,      // [checkpoints, H, D, V]
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gamma, const Tensor& eta,
+    const MaybeTensor& log_alpha, const MaybeTensor& log_theta, const Tensors& weights,
+    const Tensors& momentum, const Tensors& chunk_weights, const MaybeTensor& k_tail,
+    const MaybeTensor& v_tail, const MaybeTensor& position, const MaybeTensor& feature_scales,
+    const MaybeTensor& ns_table, const MaybeTensor& cu_seqlens, const std::string& objective,
+    const std::string& activation, bool residual, int64_t degree, int64_t ns_steps,
+    const std::string& ns_schedule, const std::string& ns_scale, int64_t ns_every,
+    int64_t chunk_size, [[maybe_unused]] bool output_final_state, int64_t grad_mask,
+    [[maybe_unused]] bool allow_tf32) {
+  const char* op = "omega_rule_backward";
+  const OmegaCall call(op, q, k, v, gamma, eta, log_alpha, log_theta, weights, momentum,
+                       chunk_weights, k_tail, v_tail, position, feature_scales, ns_table,
+                       cu_seqlens,
+                       {objective, activation, residual, degree, ns_steps, ns_schedule, ns_scale,
+                        ns_every, chunk_size});
+  const OmegaShape& shape = call.shape;
+  ATLAS_CHECK(checkpoints.size() == (log_theta ? 2u : 1u), op, "checkpoints",
+              "what omega_rule returned with save_checkpoints",
+              std::to_string(checkpoints.size()) + " tensors");
+  for (const Tensor& checkpoint : checkpoints) {
+    check_shape(op, "checkpoints", checkpoint,
+                {call.checkpoints, shape.heads, shape.features, shape.value},
+                "[checkpoints, H, D, V]");
+    ATLAS_CHECK(checkpoint.is_contiguous() && checkpoint.scalar_type() == compute_type(q), op,
+                "checkpoints", "contiguous " + dtype_name(compute_type(q)), describe(checkpoint));
+  }
+  cpu::OmegaBackward args{};
+  args.options = call.options;
+  args.in = call.in;
+  args.weights_checkpoints = checkpoints[0].const_data_ptr();
+  if (log_theta) args.momentum_checkpoints = checkpoints[1].const_data_ptr();
+  args.grad_o = strided(grad_o);
+  args.grad_final_weights = strided_first(grad_weights);
+  args.grad_final_momentum = strided_first(grad_momentum);
+  args.grad_final_chunk_weights = strided_first(grad_chunk_weights);
+  args.grad_final_k_tail = strided(grad_k_tail);
+  args.grad_final_v_tail = strided(grad_v_tail);
+
+  const Tensor nothing = torch::stable::new_empty(q, {0});
+  Backward result{Tensors(10, nothing), {}, {}, {}};
+  auto& [grads, out_weights, out_momentum, out_chunk] = result;
+  const auto want = [&](const Tensor& like, cpu::MutableArray& array) {
+    const Tensor grad = torch::stable::new_empty(like, {like.sizes().begin(), like.sizes().end()});
+    array = mutable_array(grad);
+    return grad;
+  };
+  if (grad_mask & kQ) grads[0] = want(q, args.grad_q);
+  if (grad_mask & kK) grads[1] = want(k, args.grad_k);
+  if (grad_mask & kV) grads[2] = want(v, args.grad_v);
+  if (grad_mask & kGamma) grads[3] = want(gamma, args.grad_gamma);
+  if (grad_mask & kEta) grads[4] = want(eta, args.grad_eta);
+  if (log_alpha && (grad_mask & kLogAlpha)) grads[5] = want(*log_alpha, args.grad_log_alpha);
+  if (log_theta && (grad_mask & kLogTheta)) grads[6] = want(*log_theta, args.grad_log_theta);
+  if (k_tail && (grad_mask & kKTail)) grads[7] = want(*k_tail, args.grad_k_tail);
+  if (v_tail && (grad_mask & kVTail)) grads[8] = want(*v_tail, args.grad_v_tail);
+  if (grad_mask & kWeights) out_weights.push_back(want(weights[0], args.grad_weights));
+  if (!momentum.empty() && (grad_mask & kMomentum)) {
+    out_momentum.push_back(want(momentum[0], args.grad_momentum));
+    if (!log_theta) torch::stable::zero_(out_momentum[0]);
+  }
+  if (!chunk_weights.empty() && (grad_mask & kChunkWeights))
+    out_chunk.push_back(want(chunk_weights[0], args.grad_chunk_weights));
+  const bool wants_scales = feature_scales && (grad_mask & kScales);
+  Tensor scales;
+  if (wants_scales) {
+    scales = torch::stable::new_zeros(q, {shape.sequences * shape.heads, degree + 1},
+                                      ScalarType::Double);
+    args.grad_scales = scales.mutable_data_ptr<double>();
+  }
+  if (shape.sequences * shape.heads > 0) {
+    const cpu::ParallelFor parallel = torch_threads();
+    const Tensor memory =
+        scratch(q, cpu::omega_rule_scratch(args.options, args.in, true, parallel));
+    args.scratch = memory.mutable_data_ptr();
+    cpu::omega_rule_backward(args, parallel);
+  }
+  if (wants_scales) {
+    const int64_t rows[1] = {0};
+    grads[9] = torch::stable::to(
+        torch::stable::sum(scales, torch::headeronly::IntHeaderOnlyArrayRef(rows, 1)),
+        feature_scales->scalar_type());
+  }
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CPU, library) {
+  library.impl("omega_rule_backward", TORCH_BOX(&omega_rule_backward_cpu));
+}
+
+}  // namespace atlas::ops

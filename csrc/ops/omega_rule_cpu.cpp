@@ -1,0 +1,98 @@
+#include "ops/omega_rule_cpu.h"
+
+namespace atlas::ops {
+
+OmegaCall::OmegaCall(const char* op, const Tensor& q, const Tensor& k, const Tensor& v,
+                     const Tensor& gamma, const Tensor& eta, const MaybeTensor& log_alpha,
+                     const MaybeTensor& log_theta, const Tensors& weights, const Tensors& momentum,
+                     const Tensors& chunk_weights, const MaybeTensor& k_tail,
+                     const MaybeTensor& v_tail, const MaybeTensor& position,
+                     const MaybeTensor& feature_scales, const MaybeTensor& ns_table,
+                     const MaybeTensor& cu_seqlens, const OmegaRuleOptions& given) {
+  check_options(op, given, ns_table);
+  check_tokens(op, "B, T, H", q, k, v, gamma, eta, log_alpha, log_theta);
+  check_degree(op, given.degree, q.size(3), 0);
+  ATLAS_CHECK(given.degree > 0 || !feature_scales, op, "feature_scales",
+              "None where degree is None", describe(*feature_scales));
+  check_scales(op, "feature_scales", feature_scales, given.degree, q);
+  check_cu_seqlens(op, cu_seqlens, q);
+  ATLAS_CHECK(!given.residual, op, "residual", "False with a linear memory", "True");
+  const int64_t features =
+      given.degree == 0 ? q.size(3)
+                        : kernels::cpu::poly_feature_dim(q.size(3), static_cast<int>(given.degree));
+  shape = {q.size(0), q.size(1), q.size(2),     q.size(3),
+           v.size(3), features,  gamma.size(3), cu_seqlens ? cu_seqlens->numel() - 1 : q.size(0)};
+  const bool has_state = !chunk_weights.empty();
+  check_memory(op, has_state ? "initial_state.weights" : "weights", weights, q, shape, has_state);
+  if (has_state)
+    check_state(op, "initial_state.", momentum, chunk_weights, *k_tail, *v_tail, *position, q,
+                shape);
+
+  options.heads = shape.heads;
+  options.key_dim = shape.key;
+  options.value_dim = shape.value;
+  options.window = shape.window;
+  options.chunk_size = given.chunk_size;
+  options.degree = static_cast<int>(given.degree);
+  options.l2 = given.objective == "l2";
+  if (given.degree > 0) {
+    options.scales = read_scales(feature_scales, given.degree);
+    roots_ = poly_roots(shape.key, given.degree);
+  }
+  options.roots = roots_.data();
+  schedule_ = schedule_rows(ns_table, given.ns_schedule, given.ns_steps);
+  options.ns = {schedule_.data(), static_cast<int>(given.ns_steps),
+                ns_factor(given.ns_scale, shape.value, shape.features), 1e-7};
+  options.ns_every = given.ns_every;
+  options.is_double = compute_type(q) == ScalarType::Double;
+
+  find_sequences(op, position, cu_seqlens);
+  in = {strided(q),
+        strided(k),
+        strided(v),
+        strided(gamma),
+        strided(eta),
+        strided(log_alpha),
+        strided(log_theta),
+        strided_first(weights),
+        strided_first(momentum),
+        strided_first(chunk_weights),
+        strided(k_tail),
+        strided(v_tail),
+        sequences_.data(),
+        shape.sequences,
+        shape.tokens};
+}
+
+void OmegaCall::find_sequences(const char* op, const MaybeTensor& position,
+                               const MaybeTensor& cu_seqlens) {
+  std::vector<int64_t> bounds;
+  if (cu_seqlens) {
+    const Tensor wide = torch::stable::contiguous(torch::stable::to(*cu_seqlens, ScalarType::Long));
+    bounds.assign(wide.const_data_ptr<int64_t>(), wide.const_data_ptr<int64_t>() + wide.numel());
+    bool valid = bounds.front() == 0 && bounds.back() == shape.tokens;
+    for (size_t n = 1; n < bounds.size(); ++n) valid = valid && bounds[n - 1] <= bounds[n];
+    ATLAS_CHECK(valid, op, "cu_seqlens",
+                "0 to T = " + std::to_string(shape.tokens) + ", never decreasing",
+                shape_text(bounds));
+  }
+  // A sequence that starts in mid-chunk has one chunk more than its length alone tells.
+  const int64_t extra = position ? 1 : 0, chunk = options.chunk_size;
+  const int64_t each = (shape.tokens + chunk - 1) / chunk + extra;
+  checkpoints =
+      cu_seqlens ? shape.tokens / chunk + shape.sequences * (1 + extra) : shape.sequences * each;
+  MaybeTensor positions;
+  if (position) positions = torch::stable::contiguous(*position);
+  for (int64_t n = 0; n < shape.sequences; ++n) {
+    const int64_t start = positions ? positions->const_data_ptr<int64_t>()[n] : 0;
+    ATLAS_CHECK(start >= 0, op, "initial_state.position", "tokens seen, >= 0",
+                std::to_string(start));
+    if (cu_seqlens)
+      sequences_.push_back(
+          {0, bounds[n], bounds[n + 1], start, bounds[n] / chunk + n * (1 + extra)});
+    else
+      sequences_.push_back({n, 0, shape.tokens, start, n * each});
+  }
+}
+
+}  // namespace atlas::ops

@@ -1,0 +1,53 @@
+#pragma once
+// From the tensors of the omega rule's operators to what the CPU kernels take.
+#include <torch/csrc/stable/ops.h>
+
+#include "kernels/cpu/omega_rule.h"
+#include "ops/dispatch.h"
+#include "ops/omega_rule.h"
+
+namespace atlas::ops {
+
+inline kernels::cpu::Strided strided(const Tensor& tensor) {
+  kernels::cpu::Strided view;
+  view.array = array(tensor);
+  view.present = true;
+  for (int64_t i = 0; i < tensor.dim(); ++i) view.stride[i] = tensor.stride(i);
+  return view;
+}
+
+inline kernels::cpu::Strided strided(const MaybeTensor& tensor) {
+  return tensor ? strided(*tensor) : kernels::cpu::Strided();
+}
+
+inline kernels::cpu::Strided strided_first(const Tensors& tensors) {
+  return tensors.empty() ? kernels::cpu::Strided() : strided(tensors[0]);
+}
+
+// All that the schema gives forward and backward alike, checked, with what the kernels point to
+// kept alive.
+struct OmegaCall {
+  OmegaShape shape;
+  kernels::cpu::OmegaOptions options;
+  kernels::cpu::OmegaInputs in;
+  int64_t checkpoints;  // an upper bound that follows from shapes alone
+
+ private:
+  std::vector<double> roots_, schedule_;
+  std::vector<kernels::cpu::OmegaSequence> sequences_;
+
+ public:
+  OmegaCall(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gamma,
+            const Tensor& eta, const MaybeTensor& log_alpha, const MaybeTensor& log_theta,
+            const Tensors& weights, const Tensors& momentum, const Tensors& chunk_weights,
+            const MaybeTensor& k_tail, const MaybeTensor& v_tail, const MaybeTensor& position,
+            const MaybeTensor& feature_scales, const MaybeTensor& ns_table,
+            const MaybeTensor& cu_seqlens, const OmegaRuleOptions& given);
+  OmegaCall(const OmegaCall&) = delete;
+  OmegaCall& operator=(const OmegaCall&) = delete;
+
+ private:
+  void find_sequences(const char* op, const MaybeTensor& position, const MaybeTensor& cu_seqlens);
+};
+
+}  // namespace atlas::ops
