@@ -21,7 +21,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [..., hidden_size] -> the same
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        y: Tensor = self.down_proj(F.silu(gate) * up)
+        return y
 
 
 class AtlasBlock(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from ..ops.poly_features import poly_feature_dim
 from .short_convolution import ShortConvolution
 from .state import MemoryState
 
+Gates = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 # Values of the gates before training (spec: alpha about 0.99 or more, theta about 0.9).
 INITIAL_ALPHA = 0.995
 INITIAL_THETA = 0.9
@@ -110,7 +112,7 @@ class OmegaMemory(nn.Module):
         )
         shapes = memory_shapes(memory, self.head_dim, degree, expansion)
         deep = len(shapes) > 1
-        self.options = {
+        self.options: dict[str, Any] = {
             "objective": objective,
             "activation": activation if deep else "gelu",
             "residual": residual and deep,
@@ -156,7 +158,7 @@ class OmegaMemory(nn.Module):
         initial = [_logit(gamma), math.log(math.e - 1.0)]  # softplus(log(e - 1)) = 1
         initial += [_logit(INITIAL_ALPHA)] * self.retention
         initial += [_logit(INITIAL_THETA)] * self.momentum
-        for bias, value in zip(self.gates.bias.split(self.gate_sizes), initial, strict=True):
+        for bias, value in zip(torch.split(self.gates.bias, self.gate_sizes), initial, strict=True):
             nn.init.constant_(bias, value)
 
     def forward(
@@ -171,23 +173,15 @@ class OmegaMemory(nn.Module):
         A single token with a state and without gradients updates that state in place; otherwise
         the state given is left alone and a new one is returned.
         """
-        single = state is not None and x.shape[1] == 1 and cu_seqlens is None
-        in_place = single and not torch.is_grad_enabled()
-        qkv, tail = self.qkv_conv(
-            self.qkv_proj(x), None if state is None else state.conv, cu_seqlens
-        )
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(-3)
+        tail = None if state is None else state.conv
+        qkv, tail = self.qkv_conv(self.qkv_proj(x), tail, cu_seqlens)
+        q, k, v = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).unbind(2)
         q = F.normalize(q, dim=-1) * self.q_scale[:, None]
         k = F.normalize(k, dim=-1) * self.k_scale[:, None]
         gates = self.compute_gates(x)
-        if in_place:
-            assert state is not None
-            first = [None if gate is None else gate[:, 0] for gate in gates]
-            o = omega_rule_update(
-                q[:, 0], k[:, 0], v[:, 0], *first,
-                state=state.memory, feature_scales=self.feature_scales, **self.options,
-            ).unsqueeze(1)  # fmt: skip
-            state.conv.copy_(tail)
+        in_place = x.shape[1] == 1 and cu_seqlens is None and not torch.is_grad_enabled()
+        if state is not None and in_place:
+            o = self._update(q, k, v, gates, state, tail)
         else:
             o, memory = omega_rule(
                 q, k, v, *gates,
@@ -198,19 +192,30 @@ class OmegaMemory(nn.Module):
                 cu_seqlens=cu_seqlens,
                 **self.options,
             )  # fmt: skip
-            state = MemoryState(memory, tail) if return_state else None
+            state = None if memory is None else MemoryState(memory, tail)
         y = self.norm(o).flatten(-2) * F.silu(self.output_gate(x))
-        return self.out_proj(y), state if return_state else None
+        return self.out_proj(y), state
 
-    def compute_gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def _update(
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: MemoryState, tail: Tensor
+    ) -> Tensor:  # [B, 1, H, V]
+        first = [None if gate is None else gate[:, 0] for gate in gates]
+        o: Tensor = omega_rule_update(
+            q[:, 0], k[:, 0], v[:, 0], *first,
+            state=state.memory, feature_scales=self.feature_scales, **self.options,
+        )  # fmt: skip
+        state.conv.copy_(tail)
+        return o.unsqueeze(1)
+
+    def compute_gates(self, x: Tensor) -> Gates:
         """gamma [B, T, H, W], eta, log_alpha and log_theta [B, T, H] of the input, in float32."""
         raw = self.gates(x)
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-        gamma, eta, *decays = raw.split(self.gate_sizes, dim=-1)
+        gamma, eta, *decays = torch.split(raw, self.gate_sizes, dim=-1)
         log_decays = [F.logsigmoid(decay) for decay in decays]
         log_theta = log_decays.pop() if self.momentum else None
         log_alpha = log_decays.pop() if self.retention else None
-        gamma = torch.sigmoid(gamma).unflatten(-1, (self.num_heads, self.window))
+        gamma = torch.sigmoid(gamma).reshape(*x.shape[:-1], self.num_heads, self.window)
         return gamma, self.step_size * F.softplus(eta), log_alpha, log_theta
 
 

@@ -15,6 +15,12 @@ from .config import AtlasConfig
 from .generation import check_sampling, sample_token
 
 IGNORED_LABEL = -100
+# what an OmegaMemory takes from the configuration, under the same names
+MEMORY_OPTIONS = (
+    "head_dim", "memory", "expansion", "activation", "residual", "objective", "degree", "window",
+    "momentum", "retention", "ns_steps", "ns_schedule", "ns_every", "chunk_size", "conv_size",
+    "step_size", "norm_eps",
+)  # fmt: skip
 
 
 @dataclass
@@ -54,9 +60,9 @@ class Atlas(nn.Module):
         if self.lm_head is not None:
             nn.init.normal_(self.lm_head.weight, std=0.02)
         depth_scale = (2 * self.config.num_layers) ** -0.5
-        for block in self.blocks:
-            block.memory.out_proj.weight.mul_(depth_scale)
-            block.mlp.down_proj.weight.mul_(depth_scale)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("out_proj.weight", "down_proj.weight")):
+                parameter.mul_(depth_scale)
 
     def forward(
         self,
@@ -169,27 +175,8 @@ def _check_tokens(input_ids: Tensor, labels: Tensor | None) -> None:
 
 
 def _make_block(config: AtlasConfig) -> AtlasBlock:
-    memory = OmegaMemory(
-        config.hidden_size,
-        config.num_heads,
-        head_dim=config.head_dim,
-        memory=config.memory,
-        expansion=config.expansion,
-        activation=config.activation,
-        residual=config.residual,
-        objective=config.objective,
-        degree=config.degree,
-        window=config.window,
-        momentum=config.momentum,
-        retention=config.retention,
-        ns_steps=config.ns_steps,
-        ns_schedule=config.ns_schedule,
-        ns_every=config.ns_every,
-        chunk_size=config.chunk_size,
-        conv_size=config.conv_size,
-        step_size=config.step_size,
-        norm_eps=config.norm_eps,
-    )
+    options = {name: getattr(config, name) for name in MEMORY_OPTIONS}
+    memory = OmegaMemory(config.hidden_size, config.num_heads, **options)
     return AtlasBlock(
         memory, config.hidden_size, config.intermediate_size, norm_eps=config.norm_eps
     )
