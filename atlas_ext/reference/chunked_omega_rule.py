@@ -83,6 +83,8 @@ def chunk_loop(
     memory: Memory,
     options: Options,
 ) -> tuple[Tensor, Memory]:  # y [N, H, T, V]
+    if not tokens.positions:
+        return tokens.v[:, :, tokens.window - 1 :], memory
     period = options.chunk_size, options.ns_every if options.ns_rows else 1
     phases = {tuple(first % p for p in period) for first in tokens.positions}
     if len(phases) > 1:  # Chunks would start at different tokens: one sequence at a time.
@@ -95,7 +97,7 @@ def chunk_loop(
 
     outputs = [tokens.v[:, :, :0]]
     start = 0
-    while start < tokens.length and tokens.positions:
+    while start < tokens.length:
         position = tokens.positions[0] + start
         end = min(start + options.chunk_size - position % options.chunk_size, tokens.length)
         y, memory = _chunk(tokens.select(slice(None), start, end), memory, options)
