@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import platform
-import sys
 
 import torch
+
+import atlas_ext
 
 OPERATORS = ("poly_features", "newton_schulz", "omega_rule", "omega_rule_update")
 
 
-def main() -> int:
-    try:
-        import atlas_ext
-    except ImportError as error:
-        print(error, file=sys.stderr)
-        return 1
+def main() -> None:
     built = dict(line.split("=", 1) for line in torch.ops.atlas_ext.build_info().splitlines())
     print(f"atlas_ext {atlas_ext.__version__} at {atlas_ext.__path__[0]}")
     print(f"torch     {torch.__version__} (CUDA {torch.version.cuda or 'none'})")
@@ -31,7 +27,6 @@ def main() -> int:
         print("CUDA: no device that this torch can use")
     for device in range(torch.cuda.device_count()):
         describe_cuda_device(device)
-    return 0
 
 
 def describe_cuda_build(built: dict[str, str]) -> str:
@@ -61,4 +56,4 @@ def print_operators(key: str, kernel: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()
