@@ -3,6 +3,7 @@
 from atlas_ext._version import __version__
 from atlas_ext.ops.newton_schulz import newton_schulz
 from atlas_ext.ops.omega_rule import omega_rule
+from atlas_ext.ops.omega_rule_update import omega_rule_update
 from atlas_ext.ops.poly_features import poly_feature_dim, poly_features
 from atlas_ext.state import OmegaState
 
@@ -11,6 +12,7 @@ __all__ = [
     "__version__",
     "newton_schulz",
     "omega_rule",
+    "omega_rule_update",
     "poly_feature_dim",
     "poly_features",
 ]

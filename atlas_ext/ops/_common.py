@@ -1,4 +1,4 @@
-"""What the operator files share: lazy registration helpers for autocast and first-order autograd."""
+"""What the operator files share: registration of autocast, first-order autograd and FLOPs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 
-_library = torch.library.Library("atlas_ext", "IMPL")
+_library = torch.library.Library("atlas_ext", "IMPL")  # type: ignore[no-untyped-call]
 
 
 def register_autocast(name: str, casts: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ def register_autocast(name: str, casts: Sequence[str]) -> None:
             with torch._C._ExcludeDispatchKeyGuard(_keyset):
                 return op(*cast)
 
-        _library.impl(name, kernel, key)
+        _library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
 
 
 def register_first_order(name: str) -> None:
@@ -50,6 +50,11 @@ def allow_tf32() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
 
+# What torch.compiler.assume_constant_result does, without importing the compiler: traced code takes
+# the value as a constant, and torch's guard on the global TF32 setting traces anew when it changes.
+allow_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def grad_mask(needed: Sequence[bool]) -> int:
     """Bit i is set where gradient i is needed."""
     return sum(1 << i for i, need in enumerate(needed) if need)
@@ -59,4 +64,4 @@ def register_flops(name: str, formula: Callable[..., int]) -> None:
     """Tell `torch.utils.flop_counter` how many operations the operator `name` makes."""
     from torch.utils.flop_counter import register_flop_formula
 
-    register_flop_formula(getattr(torch.ops.atlas_ext, name))(formula)  # type: ignore[no-untyped-call]
+    register_flop_formula(getattr(torch.ops.atlas_ext, name))(formula)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from atlas_ext.ops.poly_features import poly_feature_dim
@@ -72,3 +71,14 @@ def chunk_flops(inputs: Sequence[Any], options: Sequence[Any], backward: bool) -
     recomputed = errors + rows * chunk * key
     forward = errors + reads + writes + inside
     return int(2 * tokens * (2 * forward + recomputed if backward else forward))
+
+
+def update_flops(args: Sequence[Any]) -> int:
+    """Operations of one omega_rule_update, from its arguments' shapes."""
+    q, _, v, gamma = args[:4]
+    l2, degree, ns_steps = args[16] == "l2", args[19], args[20]
+    features, value, window = features_of(q[2], degree), v[2], gamma[2]
+    short, long = min(features, value), max(features, value)
+    orthogonalise = ns_steps * (2 * short**2 * long + short**3) / args[23]
+    state = features * value
+    return int(2 * q[0] * q[1] * (((2 if l2 else 1) * window + 3) * state + orthogonalise))

@@ -27,7 +27,7 @@ from atlas_ext.ops._omega_common import (
 from atlas_ext.state import OmegaState
 
 _INPUTS = 16  # tensor arguments of the schema: q to cu_seqlens
-# Gradients of omega_rule_backward: input's position to position in `grads`, and to the number of its own list.
+# Gradients of omega_rule_backward: an input's position to its place in `grads`, or to its list.
 _TENSOR_GRADS = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 10: 7, 11: 8, 13: 9}
 _LIST_GRADS = {7: 1, 8: 2, 9: 3}
 _DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13)
@@ -149,9 +149,8 @@ def _checkpoints(q: Tensor, position: Tensor | None, cu_seqlens: Tensor | None, 
     return int(tokens // chunk + _sequences(q, cu_seqlens) * (1 + extra))
 
 
-@torch.library.register_fake("atlas_ext::omega_rule")
 def _fake(*args: Any) -> tuple[Any, ...]:
-    q, k, v, gamma = args[:4]
+    q, _, v, gamma = args[:4]
     log_theta, k_tail, v_tail, position, cu_seqlens = (args[i] for i in (6, 10, 11, 12, 15))
     degree, chunk_size, final, save = (args[i] for i in (19, 24, 25, 26))
     batch, tokens, heads, key = q.shape
@@ -159,10 +158,10 @@ def _fake(*args: Any) -> tuple[Any, ...]:
     n = _sequences(q, cu_seqlens)
     sums = torch.float64 if q.dtype == torch.float64 else torch.float32
 
-    def state() -> Tensor:
+    def state() -> Any:
         return q.new_empty((n, heads, value, features), dtype=sums)
 
-    def tail(given: Tensor | None, width: int) -> Tensor:
+    def tail(given: Tensor | None, width: int) -> Any:
         dtype = q.dtype if given is None else given.dtype
         return q.new_empty((n, window - 1, heads, width) if final else 0, dtype=dtype)
 
@@ -182,7 +181,6 @@ def _fake(*args: Any) -> tuple[Any, ...]:
     )
 
 
-@torch.library.register_fake("atlas_ext::omega_rule_backward")
 def _backward_fake(*args: Any) -> tuple[list[Tensor], ...]:
     inputs, mask = args[7:23], args[33]
     nothing = inputs[0].new_empty(0)
@@ -244,6 +242,8 @@ def _present(grads: Any) -> list[Tensor]:
     return [g for g in grads or [] if g is not None]
 
 
+torch.library.register_fake("atlas_ext::omega_rule", _fake)
+torch.library.register_fake("atlas_ext::omega_rule_backward", _backward_fake)
 torch.library.register_autograd("atlas_ext::omega_rule", _backward, setup_context=_setup_context)
 register_first_order("omega_rule_backward")
 register_autocast("omega_rule", ("q", "k", "v"))

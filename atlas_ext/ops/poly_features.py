@@ -17,7 +17,7 @@ from atlas_ext.ops._common import (
 
 
 def poly_feature_dim(dim: int, degree: int) -> int:
-    """Number of monomials of total degree at most `degree` in `dim` variables, C(dim + degree, degree)."""
+    """D = C(dim + degree, degree), the monomials of total degree at most `degree`."""
     return comb(dim + degree, degree)
 
 
@@ -49,12 +49,10 @@ def poly_features(
     return torch.ops.atlas_ext.poly_features(x, scales, degree)  # type: ignore[no-any-return]
 
 
-@torch.library.register_fake("atlas_ext::poly_features")
 def _fake(x: Tensor, scales: Tensor | None, degree: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], poly_feature_dim(x.shape[-1], degree)))
 
 
-@torch.library.register_fake("atlas_ext::poly_features_backward")
 def _backward_fake(
     grad: Tensor, x: Tensor, scales: Tensor | None, degree: int, mask: int
 ) -> tuple[Tensor, Tensor]:
@@ -77,9 +75,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     return grad_x if needed[0] else None, grad_scales if needed[1] else None, None
 
 
-torch.library.register_autograd(
-    "atlas_ext::poly_features", _backward, setup_context=_setup_context
-)
+torch.library.register_fake("atlas_ext::poly_features", _fake)
+torch.library.register_fake("atlas_ext::poly_features_backward", _backward_fake)
+torch.library.register_autograd("atlas_ext::poly_features", _backward, setup_context=_setup_context)
 register_first_order("poly_features_backward")
 register_autocast("poly_features", ("x",))
 
@@ -93,7 +91,7 @@ def _flops(x_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> in
 
 
 def _backward_flops(grad_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """Seven an element of grad: weight, product into the dot, scale and product into the lower level."""
+    """Seven an element of grad: weight, dot, scale and the product into the level below."""
     total = 7
     for size in grad_shape:
         total *= size

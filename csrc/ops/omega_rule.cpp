@@ -59,7 +59,7 @@ Forward omega_rule_cpu(
   auto& [o, final_weights, final_momentum, final_chunk, final_k, final_v, final_place,
          checkpoints] = result;
   cpu::OmegaForward args{};
-  args.options = call.options;
+  args.options = call.options();
   args.in = call.in;
   args.o = mutable_array(o);
   if (output_final_state) {

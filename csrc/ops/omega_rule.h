@@ -31,7 +31,8 @@ struct OmegaShape {
 };
 
 inline void check_options(const char* op, const OmegaRuleOptions& options,
-                          const MaybeTensor& ns_table) {
+                          const MaybeTensor& ns_table, const MaybeTensor& feature_scales,
+                          const Tensor& q) {
   ATLAS_CHECK(options.objective == "l2" || options.objective == "dot", op, "objective",
               "'l2' or 'dot'", "'" + options.objective + "'");
   ATLAS_CHECK(options.activation == "gelu" || options.activation == "silu" ||
@@ -45,6 +46,15 @@ inline void check_options(const char* op, const OmegaRuleOptions& options,
               std::to_string(options.chunk_size));
   check_schedule(op, "ns_schedule", ns_table, options.ns_schedule, options.ns_steps);
   check_ns_scale(op, "ns_scale", options.ns_scale);
+  check_degree(op, options.degree, q.size(q.dim() - 1), 0);
+  ATLAS_CHECK(options.degree > 0 || !feature_scales, op, "feature_scales",
+              "None where degree is None", describe(*feature_scales));
+  check_scales(op, "feature_scales", feature_scales, options.degree, q);
+  ATLAS_CHECK(!options.residual, op, "residual", "False with a linear memory", "True");
+}
+
+inline int64_t features_of(int64_t key_dim, int64_t degree) {
+  return degree == 0 ? key_dim : kernels::cpu::poly_feature_dim(key_dim, static_cast<int>(degree));
 }
 
 // One gate or scalar per token: the leading dimensions of q and, for gamma, the window.

@@ -62,7 +62,7 @@ Backward omega_rule_backward_cpu(
                 "checkpoints", "contiguous " + dtype_name(compute_type(q)), describe(checkpoint));
   }
   cpu::OmegaBackward args{};
-  args.options = call.options;
+  args.options = call.options();
   args.in = call.in;
   args.weights_checkpoints = checkpoints[0].const_data_ptr();
   if (log_theta) args.momentum_checkpoints = checkpoints[1].const_data_ptr();

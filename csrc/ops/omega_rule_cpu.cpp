@@ -2,32 +2,9 @@
 
 namespace atlas::ops {
 
-OmegaCall::OmegaCall(const char* op, const Tensor& q, const Tensor& k, const Tensor& v,
-                     const Tensor& gamma, const Tensor& eta, const MaybeTensor& log_alpha,
-                     const MaybeTensor& log_theta, const Tensors& weights, const Tensors& momentum,
-                     const Tensors& chunk_weights, const MaybeTensor& k_tail,
-                     const MaybeTensor& v_tail, const MaybeTensor& position,
-                     const MaybeTensor& feature_scales, const MaybeTensor& ns_table,
-                     const MaybeTensor& cu_seqlens, const OmegaRuleOptions& given) {
-  check_options(op, given, ns_table);
-  check_tokens(op, "B, T, H", q, k, v, gamma, eta, log_alpha, log_theta);
-  check_degree(op, given.degree, q.size(3), 0);
-  ATLAS_CHECK(given.degree > 0 || !feature_scales, op, "feature_scales",
-              "None where degree is None", describe(*feature_scales));
-  check_scales(op, "feature_scales", feature_scales, given.degree, q);
-  check_cu_seqlens(op, cu_seqlens, q);
-  ATLAS_CHECK(!given.residual, op, "residual", "False with a linear memory", "True");
-  const int64_t features =
-      given.degree == 0 ? q.size(3)
-                        : kernels::cpu::poly_feature_dim(q.size(3), static_cast<int>(given.degree));
-  shape = {q.size(0), q.size(1), q.size(2),     q.size(3),
-           v.size(3), features,  gamma.size(3), cu_seqlens ? cu_seqlens->numel() - 1 : q.size(0)};
-  const bool has_state = !chunk_weights.empty();
-  check_memory(op, has_state ? "initial_state.weights" : "weights", weights, q, shape, has_state);
-  if (has_state)
-    check_state(op, "initial_state.", momentum, chunk_weights, *k_tail, *v_tail, *position, q,
-                shape);
-
+OmegaCpuOptions::OmegaCpuOptions(const OmegaShape& shape, const OmegaRuleOptions& given,
+                                 const MaybeTensor& feature_scales, const MaybeTensor& ns_table,
+                                 ScalarType sums) {
   options.heads = shape.heads;
   options.key_dim = shape.key;
   options.value_dim = shape.value;
@@ -44,8 +21,30 @@ OmegaCall::OmegaCall(const char* op, const Tensor& q, const Tensor& k, const Ten
   options.ns = {schedule_.data(), static_cast<int>(given.ns_steps),
                 ns_factor(given.ns_scale, shape.value, shape.features), 1e-7};
   options.ns_every = given.ns_every;
-  options.is_double = compute_type(q) == ScalarType::Double;
+  options.is_double = sums == ScalarType::Double;
+}
 
+OmegaCall::OmegaCall(const char* op, const Tensor& q, const Tensor& k, const Tensor& v,
+                     const Tensor& gamma, const Tensor& eta, const MaybeTensor& log_alpha,
+                     const MaybeTensor& log_theta, const Tensors& weights, const Tensors& momentum,
+                     const Tensors& chunk_weights, const MaybeTensor& k_tail,
+                     const MaybeTensor& v_tail, const MaybeTensor& position,
+                     const MaybeTensor& feature_scales, const MaybeTensor& ns_table,
+                     const MaybeTensor& cu_seqlens, const OmegaRuleOptions& given) {
+  check_tokens(op, "B, T, H", q, k, v, gamma, eta, log_alpha, log_theta);
+  check_options(op, given, ns_table, feature_scales, q);
+  check_cu_seqlens(op, cu_seqlens, q);
+  shape = {q.size(0),     q.size(1),
+           q.size(2),     q.size(3),
+           v.size(3),     features_of(q.size(3), given.degree),
+           gamma.size(3), cu_seqlens ? cu_seqlens->numel() - 1 : q.size(0)};
+  const bool has_state = !chunk_weights.empty();
+  check_memory(op, has_state ? "initial_state.weights" : "weights", weights, q, shape, has_state);
+  if (has_state)
+    check_state(op, "initial_state.", momentum, chunk_weights, *k_tail, *v_tail, *position, q,
+                shape);
+
+  held = std::make_unique<OmegaCpuOptions>(shape, given, feature_scales, ns_table, compute_type(q));
   find_sequences(op, position, cu_seqlens);
   in = {strided(q),
         strided(k),
@@ -77,7 +76,7 @@ void OmegaCall::find_sequences(const char* op, const MaybeTensor& position,
                 shape_text(bounds));
   }
   // A sequence that starts in mid-chunk has one chunk more than its length alone tells.
-  const int64_t extra = position ? 1 : 0, chunk = options.chunk_size;
+  const int64_t extra = position ? 1 : 0, chunk = options().chunk_size;
   const int64_t each = (shape.tokens + chunk - 1) / chunk + extra;
   checkpoints =
       cu_seqlens ? shape.tokens / chunk + shape.sequences * (1 + extra) : shape.sequences * each;

@@ -2,6 +2,8 @@
 // From the tensors of the omega rule's operators to what the CPU kernels take.
 #include <torch/csrc/stable/ops.h>
 
+#include <memory>
+
 #include "kernels/cpu/omega_rule.h"
 #include "ops/dispatch.h"
 #include "ops/omega_rule.h"
@@ -24,19 +26,29 @@ inline kernels::cpu::Strided strided_first(const Tensors& tensors) {
   return tensors.empty() ? kernels::cpu::Strided() : strided(tensors[0]);
 }
 
+// The kernels' options, with what they point to.
+struct OmegaCpuOptions {
+  kernels::cpu::OmegaOptions options;
+
+  OmegaCpuOptions(const OmegaShape& shape, const OmegaRuleOptions& given,
+                  const MaybeTensor& feature_scales, const MaybeTensor& ns_table, ScalarType sums);
+  OmegaCpuOptions(const OmegaCpuOptions&) = delete;
+  OmegaCpuOptions& operator=(const OmegaCpuOptions&) = delete;
+
+ private:
+  std::vector<double> roots_, schedule_;
+};
+
 // All that the schema gives forward and backward alike, checked, with what the kernels point to
 // kept alive.
 struct OmegaCall {
   OmegaShape shape;
-  kernels::cpu::OmegaOptions options;
+  std::unique_ptr<OmegaCpuOptions> held;
   kernels::cpu::OmegaInputs in;
   int64_t checkpoints;  // an upper bound that follows from shapes alone
 
- private:
-  std::vector<double> roots_, schedule_;
-  std::vector<kernels::cpu::OmegaSequence> sequences_;
+  const kernels::cpu::OmegaOptions& options() const { return held->options; }
 
- public:
   OmegaCall(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gamma,
             const Tensor& eta, const MaybeTensor& log_alpha, const MaybeTensor& log_theta,
             const Tensors& weights, const Tensors& momentum, const Tensors& chunk_weights,
@@ -47,6 +59,8 @@ struct OmegaCall {
   OmegaCall& operator=(const OmegaCall&) = delete;
 
  private:
+  std::vector<kernels::cpu::OmegaSequence> sequences_;
+
   void find_sequences(const char* op, const MaybeTensor& position, const MaybeTensor& cu_seqlens);
 };
 
