@@ -146,6 +146,14 @@ def _initial_state(
     width = state.weights[0].shape[-2] if state.weights else value_dim
     lead = (num_sequences, state.capacity, heads)
     check_shape(op, f"{name}.keys", state.keys, "[N, capacity, H, K]", (*lead, key_dim))
+    count = max(1, len(state.weights) - 1)
+    counts = {"coefficients": count, "chunk_weights": count + len(state.weights)}
+    if state.momentum is not None:
+        counts["momentum"] = count + len(state.weights[-1:])
+    for field, wanted_count in counts.items():
+        found = len(getattr(state, field))
+        wanted = f"{wanted_count} tensors"
+        check(found == wanted_count, op, f"{name}.{field}", wanted, f"{found} tensors")
     for index, rows in enumerate(state.coefficients):
         field = f"{name}.coefficients[{index}]"
         check_shape(op, field, rows, "[N, capacity, H, V or F]", (*lead, width))

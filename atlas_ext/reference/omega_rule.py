@@ -90,10 +90,8 @@ def token_loop(
     options: Options,
 ) -> tuple[Tensor, Memory]:  # y [N, H, T, V]
     weights, momentum, reference = memory.weights, memory.momentum, memory.reference
-    x, u = (
-        options.lift(tokens.k),
-        options.lift(tokens.q),
-    )  # phi(k) [N, H, W-1+T, D], phi(q) [N, H, T, D]
+    x = options.lift(tokens.k)  # [N, H, W-1+T, D]
+    u = options.lift(tokens.q)  # [N, H, T, D]
     outputs = [tokens.v[:, :, :0]]
     for t in range(tokens.length):
         window = slice(t, t + tokens.window)
@@ -126,7 +124,7 @@ def token_loop(
         raw = options.raw(tokens.q[:, :, query])
         outputs.append(read(linear_maps(weights), u[:, :, query], raw, options.activation))
 
-        # The next token's chunk starts here: its reference is the memory just written.
+        # Where this token closes its chunk, the memory just written is the next reference.
         closed = [(position + 1) % options.chunk_size == 0 for position in positions]
         reference = tuple(_where(closed, w, old) for w, old in zip(weights, reference, strict=True))
     return torch.cat(outputs, dim=2), Memory(weights, momentum, reference)
