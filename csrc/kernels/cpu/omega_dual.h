@@ -36,8 +36,9 @@ inline void causal_read(T* out, const Chunk<T>& c, const Sizes& sz, const T* coe
 template <class T>
 inline void causal_write(T* out, const Chunk<T>& c, const Sizes& sz, const T* coefficients,
                          const T* tokens, int64_t ld, int64_t width) {
-  for (int64_t i = 0; i < c.rows(); i += kCausalBlock) {
-    const int64_t block = smaller(kCausalBlock, c.rows() - i);
+  // Blocks start where a block of tokens does: nothing beyond a token's column limit is read.
+  for (int64_t i = 0, block; i < c.rows(); i += block) {
+    block = i < c.overhang ? c.overhang : smaller(kCausalBlock, c.rows() - i);
     const int64_t from = larger(0, i - c.overhang);  // earlier tokens do not see row i
     gemm(block, width, c.tokens - from, transposed(coefficients + from * sz.rp + i, sz.rp),
          tokens + from * ld, ld, out + i * ld, ld, T(1), T(1));
