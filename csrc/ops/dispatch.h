@@ -3,6 +3,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
+
 #include "kernels/cpu/array.h"
 #include "kernels/cpu/parallel.h"
 #include "ops/check.h"
@@ -40,14 +46,25 @@ inline kernels::cpu::ParallelFor torch_threads() {
       torch::stable::get_num_threads());
 }
 
+// Uninitialised memory for a result. First touches of fresh small pages cost more than writing a
+// large result does, so the system is asked for huge pages there; that is a hint, and its outcome
+// does not matter.
+inline Tensor new_result(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  const Tensor out = torch::stable::new_empty(like, shape, type);
+#ifdef __linux__
+  constexpr uintptr_t huge = uintptr_t{2} << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(out.const_data_ptr());
+  const uintptr_t end = begin + static_cast<uintptr_t>(out.numel()) * out.element_size();
+  const uintptr_t first = (begin + huge - 1) / huge * huge, last = end / huge * huge;
+  if (first + 4 * huge <= last)
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+  return out;
+}
+
 // Uninitialised memory of the dtype of the sums, next to `like`.
 inline Tensor scratch(const Tensor& like, int64_t elements) {
   return torch::stable::new_empty(like, {elements}, compute_type(like));
-}
-
-inline Tensor empty_like_shape(const Tensor& like, const std::vector<int64_t>& shape,
-                               ScalarType type) {
-  return torch::stable::new_empty(like, shape, type);
 }
 
 }  // namespace atlas::ops

@@ -48,14 +48,15 @@ Forward omega_rule_cpu(
                                     given ? given->scalar_type() : tokens.scalar_type());
   };
   const Tensor nothing = torch::stable::new_empty(q, {0});
-  Forward result{torch::stable::new_empty(v, {shape.batch, shape.tokens, shape.heads, shape.value}),
-                 {},
-                 {},
-                 {},
-                 nothing,
-                 nothing,
-                 torch::stable::new_empty(q, {0}, ScalarType::Long),
-                 {}};
+  Forward result{
+      new_result(v, {shape.batch, shape.tokens, shape.heads, shape.value}, v.scalar_type()),
+      {},
+      {},
+      {},
+      nothing,
+      nothing,
+      torch::stable::new_empty(q, {0}, ScalarType::Long),
+      {}};
   auto& [o, final_weights, final_momentum, final_chunk, final_k, final_v, final_place,
          checkpoints] = result;
   cpu::OmegaForward args{};
@@ -77,8 +78,8 @@ Forward omega_rule_cpu(
   }
   if (save_checkpoints) {
     for (int i = 0; i < (log_theta ? 2 : 1); ++i)
-      checkpoints.push_back(torch::stable::new_empty(
-          q, {call.checkpoints, shape.heads, shape.features, shape.value}, sums));
+      checkpoints.push_back(
+          new_result(q, {call.checkpoints, shape.heads, shape.features, shape.value}, sums));
     args.weights_checkpoints = checkpoints[0].mutable_data_ptr();
     if (log_theta) args.momentum_checkpoints = checkpoints[1].mutable_data_ptr();
   }

@@ -77,7 +77,8 @@ Backward omega_rule_backward_cpu(
   Backward result{Tensors(10, nothing), {}, {}, {}};
   auto& [grads, out_weights, out_momentum, out_chunk] = result;
   const auto want = [&](const Tensor& like, cpu::MutableArray& array) {
-    const Tensor grad = torch::stable::new_empty(like, {like.sizes().begin(), like.sizes().end()});
+    const Tensor grad =
+        new_result(like, {like.sizes().begin(), like.sizes().end()}, like.scalar_type());
     array = mutable_array(grad);
     return grad;
   };

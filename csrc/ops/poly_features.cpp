@@ -15,7 +15,7 @@ Tensor poly_features_cpu(const Tensor& x,                      // [..., K]
                          int64_t degree) {
   check_poly_features("poly_features", x, scales, degree);
   const int64_t dim = x.size(x.dim() - 1);
-  const Tensor out = torch::stable::new_empty(x, poly_features_shape(x, degree));
+  const Tensor out = new_result(x, poly_features_shape(x, degree), x.scalar_type());
   if (out.numel() == 0) return out;
   const Tensor rows = torch::stable::contiguous(x);
   const std::vector<double> roots = poly_roots(dim, degree);
