@@ -1,0 +1,184 @@
+"""Trains a small byte-level Atlas and its gated-delta-rule ablation, and compares them.
+
+    python examples/train_lm.py --out demo                  # both models, a few minutes on 2 cores
+    python examples/train_lm.py --out mine --data a.txt b.txt --hidden 256 --layers 6
+    python examples/train_lm.py --out demo --resume         # go on after Ctrl-C
+    python examples/train_lm.py --out demo --sample --prompt "def "
+
+The ablation has the same width, depth and heads and sees the same batches, but its memory is the
+gated delta rule: no window, no momentum, no Newton-Schulz (Muon), no polynomial features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from _data import (
+    Text,
+    bigram_bits_per_byte,
+    check_length,
+    held_out_windows,
+    load_text,
+    training_batch,
+)
+from _profile import operator_shares
+from _report import Result, compare, draw_curves, judge_baseline, write_report
+from _training import HELD_OUT_WINDOWS, Run, load_model, read_checkpoint
+
+from atlas_ext.models import Atlas, AtlasConfig
+
+FIRST = "atlas"  # name of the first model's checkpoint
+# what a checkpoint fixes; --resume takes these from it
+RUN_OPTIONS = ("steps", "batch", "seq_len", "lr", "weight_decay", "seed", "data")
+INTERRUPTED = 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train a small byte-level Atlas and its gated-delta-rule ablation.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("demo"), help="folder for checkpoints and report")
+    add("--data", nargs="+", metavar="FILE", help="text to train on; default: standard library")
+    add("--variant", default="atlas", help="of the first model, as in AtlasConfig")
+    add("--memory", default="linear", help="of the first model: linear, mlp or gated_mlp")
+    add("--hidden", type=int, default=128, help="width of the models")
+    add("--layers", type=int, default=4)
+    add("--heads", type=int, default=8)
+    add("--window", type=int, default=8, help="tokens in the inner loss (windowed variants)")
+    add("--degree", type=int, default=2, help="of the polynomial features; 0: none")
+    add("--chunk-size", type=int, default=16, help="of both models")
+    add("--ns-every", type=int, default=16, help="tokens between writes of Muon variants")
+    add("--step-size", type=float, default=None, help="initial eta of the first model")
+    add("--steps", type=int, default=800)
+    add("--batch", type=int, default=8)
+    add("--seq-len", type=int, default=256)
+    add("--lr", type=float, default=6e-3, help="peak learning rate")
+    add("--weight-decay", type=float, default=0.1)
+    add("--seed", type=int, default=0)
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--no-ablation", action="store_true", help="train the first model only")
+    add("--resume", action="store_true", help="go on with the runs in --out")
+    add("--sample", action="store_true", help="only generate, with the model in --out")
+    add("--prompt", default="def ", help="what generated text starts with")
+    add("--tokens", type=int, default=400, help="bytes to generate")
+    add("--temperature", type=float, default=0.7)
+    return parser
+
+
+def make_configs(args: argparse.Namespace) -> dict[str, AtlasConfig]:
+    """The two models; only the memory differs."""
+    size: dict[str, Any] = {
+        "vocab_size": 256,
+        "hidden_size": args.hidden,
+        "num_layers": args.layers,
+        "num_heads": args.heads,
+        "chunk_size": args.chunk_size,
+    }
+    plain = AtlasConfig(**size, variant=args.variant, memory=args.memory)
+    chosen: dict[str, Any] = {"memory": args.memory, "step_size": args.step_size}
+    if plain.degree is not None:
+        chosen["degree"] = args.degree or None
+    if plain.window > 1:
+        chosen["window"] = args.window
+    if plain.ns_steps > 0:
+        chosen["ns_every"] = args.ns_every
+    return {
+        FIRST: AtlasConfig(**size, variant=args.variant, **chosen),
+        "ablation": AtlasConfig(**size, variant="delta", retention=True),
+    }
+
+
+def make_runs(args: argparse.Namespace) -> list[Run]:
+    """Fresh runs, each saved once at step 0 so that whatever happens next can be resumed."""
+    configs = make_configs(args)
+    options = {name: getattr(args, name) for name in RUN_OPTIONS}
+    options["models"] = list(configs)[:1] if args.no_ablation else list(configs)
+    runs = [Run(name, configs[name], options, args.device, args.out) for name in options["models"]]
+    for run in runs:
+        run.save()
+    return runs
+
+
+def resume_runs(args: argparse.Namespace) -> list[Run]:
+    """The runs of a folder as they were left, with the options they were started with."""
+    options = read_checkpoint(args.out / f"{FIRST}.safetensors")[1]["options"]
+    runs = []
+    for name in options["models"]:
+        about = read_checkpoint(args.out / f"{name}.safetensors")[1]
+        run = Run(name, AtlasConfig(**about["config"]), about["options"], args.device, args.out)
+        run.load()
+        runs.append(run)
+    return runs
+
+
+def generate_text(model: Atlas, args: argparse.Namespace) -> str:
+    prompt = torch.tensor([list(args.prompt.encode() or b"\n")], device=args.device)
+    ids = model.generate(
+        prompt,
+        max_new_tokens=args.tokens,
+        temperature=args.temperature,
+        generator=torch.Generator(args.device).manual_seed(args.seed),
+    )
+    return bytes(ids[0].tolist()).decode(errors="replace")
+
+
+def measure(run: Run, text: Text) -> Result:
+    options = run.options
+    length = options["seq_len"]
+    bits = run.held_out_bits(held_out_windows(text, HELD_OUT_WINDOWS, length))
+    ids = training_batch(text, run.step, options["batch"], length, options["seed"])
+    return Result(run, bits, operator_shares(run, ids))
+
+
+def report(runs: list[Run], text: Text, args: argparse.Namespace) -> int:
+    """Prints and writes the results; 1 when a model does not beat the bigram."""
+    results = [measure(run, text) for run in runs]
+    windows = held_out_windows(text, HELD_OUT_WINDOWS, runs[0].options["seq_len"])
+    bigram = bigram_bits_per_byte(text, windows)
+    beaten, sentence = judge_baseline(results, bigram)
+    sentences = [sentence, *([compare(*results)] if len(results) == 2 else [])]
+    sample = generate_text(runs[0].model, args)
+    draw_curves(results, bigram, args.out / "curves.png")
+    write_report(args.out / "report.md", results, bigram, sentences, text.source, sample)
+    print("\nHeld-out bits per byte")
+    for name, bits in [(r.run.name, r.mean_bits) for r in results] + [("byte bigram", bigram)]:
+        print(f"  {name:<12} {bits:.4f}")
+    print("", *sentences, sep="\n")
+    print(f"\nShare of a training step's time ({runs[0].name})")
+    for kind, share in results[0].shares.items():
+        print(f"  {share:6.1%}  {kind}")
+    print(f"\nGenerated text\n{sample}\n\nWritten: {args.out}/report.md, curves.png, checkpoints")
+    return 0 if beaten else 1
+
+
+def main() -> int:
+    args = make_parser().parse_args()
+    if args.sample:
+        model = load_model(args.out / f"{FIRST}.safetensors", args.device)
+        print(generate_text(model, args))
+        return 0
+    try:
+        runs = resume_runs(args) if args.resume else make_runs(args)
+    except ValueError as error:  # a configuration that makes no sense: its text says what
+        raise SystemExit(str(error)) from None
+    options = runs[0].options
+    text = load_text(options["data"])
+    check_length(text, options["seq_len"])
+    print(f"Text: {text.source}: {len(text.training):,} bytes, {len(text.held_out):,} held out")
+    for run in runs:
+        print(f"{run.name}: {run.model.config.variant}, {run.parameters:,} parameters")
+        if not run.train(text):
+            print(f"\nStopped after step {run.step} of {options['steps']}; saved {run.path}.")
+            print(f"Go on with: python {sys.argv[0]} --out {args.out} --resume")
+            return INTERRUPTED
+    return report(runs, text, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
