@@ -75,10 +75,10 @@ def tensor_rows(op: str, name: str, shape: list[int], index: int | None = None) 
             return alter(name, function)
         return alter(name, lambda items: (function(items[0]),))
 
-    grown = [shape[0] + 1, *shape[1:]]
+    grown = str([shape[0] + 1, *shape[1:]])[1:]  # weights may be shown with N in front
     return [
         (op, name, str([1, *shape]), change(lambda t: t.unsqueeze(0))),
-        (op, name, str(grown), change(lambda t: torch.cat([t, t[:1]]))),
+        (op, name, grown, change(lambda t: torch.cat([t, t[:1]]))),
         (op, name, "int64", change(lambda t: t.long())),
         (op, name, "complex64", change(lambda t: t.to(torch.complex64))),
         (op, name, "", change(lambda t: t.to("meta"))),
@@ -112,7 +112,7 @@ def small_op_rows() -> list[Row]:
         (schulz, "schedule", "[5, 2]", put(schedule=torch.ones(5, 2))),
         (schulz, "schedule", "[15]", put(schedule=torch.ones(15))),
         (schulz, "schedule", "int64", put(schedule=torch.ones(5, 3, dtype=torch.int64))),
-        (schulz, "schedule", "", put(schedule=torch.ones(5, 3, device="meta"))),
+        (schulz, "schedule|table", "meta", put(schedule=torch.ones(5, 3, device="meta"))),
         (schulz, "scale", "frobenius", put(scale="frobenius")),
         (schulz, "eps", "-1", put(eps=-1.0)),
         (schulz, "eps", "nan", put(eps=float("nan"))),
@@ -189,7 +189,7 @@ def state_rows(op: str, key: str, count: int) -> list[Row]:
     return [
         *rows,
         (op, "position", "int32", alter_state(key, "position", Tensor.int)),
-        (op, "position", "[1]", alter_state(key, "position", lambda t: t[:1])),
+        (op, "position|weights", "", alter_state(key, "position", lambda t: t[:1])),
         (op, "position", "", alter_state(key, "position", lambda t: t.to("meta"))),
     ]
 
@@ -201,15 +201,15 @@ def omega_rows() -> list[Row]:
         *shared_rows(op),
         *tensor_rows(op, "weights", [2, 3, 4], index=0)[1:],
         *state_rows(op, "initial_state", 2),
-        (op, "weights", "[2, 3, 3]", put(weights=(torch.randn(2, 3, 3),))),
-        (op, "weights", "[2, 4, 4]", put(weights=(torch.randn(2, 4, 4),))),
+        (op, "weights", "3, 3]", put(weights=(torch.randn(2, 3, 3),))),
+        (op, "weights", "4, 4]", put(weights=(torch.randn(2, 4, 4),))),
         (op, "weights", "[3, 2, 3, 4]", put(weights=(torch.randn(3, 2, 3, 4),))),
         (op, "weights", "[3, 15]", put(weights=(torch.randn(3, 15),), degree=2)),
-        (op, "weights", "[2, 3, 4]", put(degree=2)),
+        (op, "weights", "3, 4]", put(degree=2)),
         (op, "weights", "0", put(weights=())),
         (op, "weights", "4", put(weights=4 * (torch.randn(2, 3, 4),))),
-        (op, "weights", "2 weights", put(weights=deep)),
-        (op, "weights", "None", put(weights=None)),
+        (op, "weights", "2 matrices", put(weights=deep)),
+        (op, "weights", "neither", put(weights=None)),
         (op, "cu_seqlens", "1", lambda i: packed(i, 1, 5)),
         (op, "cu_seqlens", "4", lambda i: packed(i, 0, 4)),
         (op, "cu_seqlens", "6", lambda i: packed(i, 0, 6)),
@@ -236,10 +236,15 @@ def update_rows() -> list[Row]:
         *shared_rows(op),
         *state_rows(op, "state", 3),
         *[(op, "state_indices", got, put(state_indices=value)) for got, value in indices],
-        (op, "momentum", "", alter_state("state", "momentum", lambda _: None)),
+        (op, "momentum|log_theta", "", alter_state("state", "momentum", lambda _: None)),
         (op, "momentum|log_theta", "", put(log_theta=None)),
         (op, "state", "", put(state=None)),
-        (op, "state_indices|state|q", "5", lambda i: {**i, **slots(5), "state_indices": None}),
+        (
+            op,
+            "state_indices|state|q",
+            "[3, 2, 4]",
+            lambda i: {**i, **slots(5), "state_indices": None},
+        ),
     ]
 
 

@@ -6,8 +6,34 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 _library = torch.library.Library("atlas_ext", "IMPL")  # type: ignore[no-untyped-call]
+
+
+def register_fake(name: str) -> Callable[[Callable[..., Any]], None]:
+    """Register the fake kernel of operator `name`.
+
+    A call that mixes meta tensors with others is dispatched to it, and is refused here.
+    """
+    arguments = [a.name for a in getattr(torch.ops.atlas_ext, name).default._schema.arguments]
+
+    def register(fake: Callable[..., Any]) -> None:
+        def checked(*args: Any) -> Any:
+            meta = args[0].device.type == "meta"
+            for argument, value in zip(arguments, args, strict=True):
+                for tensor in value if isinstance(value, list | tuple) else (value,):
+                    if isinstance(tensor, Tensor) and (tensor.device.type == "meta") != meta:
+                        wanted = args[0].device
+                        raise RuntimeError(
+                            f"{name}: {argument}: wanted a tensor on {wanted} as {arguments[0]}, "
+                            f"got one on {tensor.device}"
+                        )
+            return fake(*args)
+
+        torch.library.register_fake(f"atlas_ext::{name}", checked)
+
+    return register
 
 
 def register_autocast(name: str, casts: Sequence[str]) -> None:

@@ -35,7 +35,11 @@ def check_state_type(op: str, name: str, state: Any) -> None:
         raise ValueError(f"{op}: {name}: wanted an OmegaState, got {type(state).__name__}")
     for field in ("weights", "chunk_weights", "momentum"):
         if field != "momentum" or state.momentum is not None:
-            check_matrices_type(op, f"{name}.{field}", getattr(state, field))
+            matrices = getattr(state, field)
+            check_matrices_type(op, f"{name}.{field}", matrices)
+            if len(matrices) != len(state.weights):
+                wanted = f"as many matrices as weights, {len(state.weights)}"
+                raise ValueError(f"{op}: {name}.{field}: wanted {wanted}, got {len(matrices)}")
 
 
 def requires_grad(inputs: Sequence[Any]) -> bool:

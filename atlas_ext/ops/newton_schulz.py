@@ -10,6 +10,7 @@ from torch import Tensor
 from atlas_ext.ops._common import (
     allow_tf32,
     register_autocast,
+    register_fake,
     register_first_order,
     register_flops,
 )
@@ -53,14 +54,12 @@ def newton_schulz(
     )
 
 
-@torch.library.register_fake("atlas_ext::newton_schulz")
 def _fake(
     x: Tensor, table: Tensor | None, schedule: str, steps: int, scale: str, eps: float, tf32: bool
 ) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("atlas_ext::newton_schulz_backward")
 def _backward_fake(
     grad: Tensor,
     x: Tensor,
@@ -85,6 +84,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, None, None, None, None, None, None
 
 
+register_fake("newton_schulz")(_fake)
+torch.library.register_fake("atlas_ext::newton_schulz_backward", _backward_fake)
 torch.library.register_autograd("atlas_ext::newton_schulz", _backward, setup_context=_setup_context)
 register_first_order("newton_schulz_backward")
 register_autocast("newton_schulz", ("x",))

@@ -12,6 +12,7 @@ from atlas_ext.ops._common import (
     allow_tf32,
     grad_mask,
     register_autocast,
+    register_fake,
     register_first_order,
     register_flops,
 )
@@ -144,9 +145,12 @@ def _sequences(q: Tensor, cu_seqlens: Tensor | None) -> int:
 def _checkpoints(q: Tensor, position: Tensor | None, cu_seqlens: Tensor | None, chunk: int) -> int:
     """An upper bound of the number of chunks that follows from shapes alone."""
     tokens, extra = q.shape[1], 0 if position is None else 1
+    # No int(): it would turn a symbolic size into a constant, one compilation per length.
     if cu_seqlens is None:
-        return int(q.shape[0] * ((tokens + chunk - 1) // chunk + extra))
-    return int(tokens // chunk + _sequences(q, cu_seqlens) * (1 + extra))
+        count: int = q.shape[0] * ((tokens + chunk - 1) // chunk + extra)
+    else:
+        count = tokens // chunk + _sequences(q, cu_seqlens) * (1 + extra)
+    return count
 
 
 def _fake(*args: Any) -> tuple[Any, ...]:
@@ -242,7 +246,7 @@ def _present(grads: Any) -> list[Tensor]:
     return [g for g in grads or [] if g is not None]
 
 
-torch.library.register_fake("atlas_ext::omega_rule", _fake)
+register_fake("omega_rule")(_fake)
 torch.library.register_fake("atlas_ext::omega_rule_backward", _backward_fake)
 torch.library.register_autograd("atlas_ext::omega_rule", _backward, setup_context=_setup_context)
 register_first_order("omega_rule_backward")

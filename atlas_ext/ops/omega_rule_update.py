@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atlas_ext.ops._common import allow_tf32, register_autocast, register_flops
+from atlas_ext.ops._common import allow_tf32, register_autocast, register_fake, register_flops
 from atlas_ext.ops._omega_common import (
     check_state_type,
     degree_argument,
@@ -92,6 +92,6 @@ def _flops(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     return update_flops(args)
 
 
-torch.library.register_fake("atlas_ext::omega_rule_update", _fake)
+register_fake("omega_rule_update")(_fake)
 register_autocast("omega_rule_update", ("q", "k", "v"))
 register_flops("omega_rule_update", _flops)

@@ -11,6 +11,7 @@ from torch import Tensor
 from atlas_ext.ops._common import (
     grad_mask,
     register_autocast,
+    register_fake,
     register_first_order,
     register_flops,
 )
@@ -75,7 +76,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     return grad_x if needed[0] else None, grad_scales if needed[1] else None, None
 
 
-torch.library.register_fake("atlas_ext::poly_features", _fake)
+register_fake("poly_features")(_fake)
 torch.library.register_fake("atlas_ext::poly_features_backward", _backward_fake)
 torch.library.register_autograd("atlas_ext::poly_features", _backward, setup_context=_setup_context)
 register_first_order("poly_features_backward")
