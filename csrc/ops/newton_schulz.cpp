@@ -11,8 +11,9 @@ namespace {
 
 namespace cpu = kernels::cpu;
 
-// Where torch's matmul on all threads overtakes the small-matrix kernel on one thread a matrix.
-constexpr int64_t kLargestSmall = 256;
+// The small-matrix kernel takes matrices with min(m, n) up to kLargestAlone, and up to
+// kLargestBatched where there is one for every thread; torch's matmul, on all threads, the rest.
+constexpr int64_t kLargestAlone = 256, kLargestBatched = 512;
 
 // Matrices one by one, transposed so that rows <= columns; grads is x's own in the forward.
 Tensor run_large(const Tensor& x,     // [batch, m, n], contiguous
@@ -49,7 +50,8 @@ Tensor run_newton_schulz(const Tensor& x,     // [..., m, n]
                                   eps};
   const Tensor matrices = torch::stable::contiguous(x);
   const Tensor grads = grad != nullptr ? torch::stable::contiguous(*grad) : matrices;
-  if (std::min(m, n) > kLargestSmall) {
+  const cpu::ParallelFor parallel = torch_threads();
+  if (std::min(m, n) > (batch < parallel.threads() ? kLargestAlone : kLargestBatched)) {
     const Tensor flat = torch::stable::view(grads, {batch, m, n});
     const Tensor out = run_large(torch::stable::view(matrices, {batch, m, n}),
                                  grad != nullptr ? &flat : nullptr, options);
@@ -57,7 +59,6 @@ Tensor run_newton_schulz(const Tensor& x,     // [..., m, n]
   }
   const bool is_double = compute_type(x) == ScalarType::Double;
   const bool backward = grad != nullptr;
-  const cpu::ParallelFor parallel = torch_threads();
   const Tensor out = torch::stable::empty_like(matrices);
   const Tensor memory = scratch(
       x, cpu::newton_schulz_batch_scratch(m, n, options.steps, backward, is_double, parallel));

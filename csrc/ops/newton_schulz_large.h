@@ -51,7 +51,8 @@ class LargeNewtonSchulz {
     const double largest = largest_size(s);
     int exponent = 0;
     if (largest > 0 && std::isfinite(largest)) std::frexp(largest, &exponent);
-    power_ = std::ldexp(1.0, -std::clamp(exponent, -120, 120));
+    const int limit = s.scalar_type() == ScalarType::Double ? 1000 : 120;
+    power_ = std::ldexp(1.0, -std::clamp(exponent, -limit, limit));
     s_ = scaled(power_, s);
     norm_ = std::sqrt(sum_of_products(s_, s_));
     whole_ = norm_ + options.eps * power_;
