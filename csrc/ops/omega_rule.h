@@ -32,7 +32,7 @@ struct OmegaShape {
 
 inline void check_options(const char* op, const OmegaRuleOptions& options,
                           const MaybeTensor& ns_table, const MaybeTensor& feature_scales,
-                          const Tensor& q) {
+                          const Tensor& q, const Tensor& v) {
   ATLAS_CHECK(options.objective == "l2" || options.objective == "dot", op, "objective",
               "'l2' or 'dot'", "'" + options.objective + "'");
   ATLAS_CHECK(options.activation == "gelu" || options.activation == "silu" ||
@@ -50,7 +50,9 @@ inline void check_options(const char* op, const OmegaRuleOptions& options,
   ATLAS_CHECK(options.degree > 0 || !feature_scales, op, "feature_scales",
               "None where degree is None", describe(*feature_scales));
   check_scales(op, "feature_scales", feature_scales, options.degree, q);
-  ATLAS_CHECK(!options.residual, op, "residual", "False with a linear memory", "True");
+  const int64_t key = q.size(q.dim() - 1), value = v.size(v.dim() - 1);
+  ATLAS_CHECK(!options.residual || key == value, op, "residual", "False where K != V",
+              "True with K = " + std::to_string(key) + ", V = " + std::to_string(value));
 }
 
 inline int64_t features_of(int64_t key_dim, int64_t degree) {

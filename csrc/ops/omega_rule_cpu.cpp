@@ -12,6 +12,7 @@ OmegaCpuOptions::OmegaCpuOptions(const OmegaShape& shape, const OmegaRuleOptions
   options.chunk_size = given.chunk_size;
   options.degree = static_cast<int>(given.degree);
   options.l2 = given.objective == "l2";
+  options.residual = given.residual;
   if (given.degree > 0) {
     options.scales = read_scales(feature_scales, given.degree);
     roots_ = poly_roots(shape.key, given.degree);
@@ -32,7 +33,7 @@ OmegaCall::OmegaCall(const char* op, const Tensor& q, const Tensor& k, const Ten
                      const MaybeTensor& feature_scales, const MaybeTensor& ns_table,
                      const MaybeTensor& cu_seqlens, const OmegaRuleOptions& given) {
   check_tokens(op, "B, T, H", q, k, v, gamma, eta, log_alpha, log_theta);
-  check_options(op, given, ns_table, feature_scales, q);
+  check_options(op, given, ns_table, feature_scales, q, v);
   check_cu_seqlens(op, cu_seqlens, q);
   shape = {q.size(0),     q.size(1),
            q.size(2),     q.size(3),

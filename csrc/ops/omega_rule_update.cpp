@@ -66,7 +66,7 @@ Tensor omega_rule_update_cpu(
   const OmegaRuleOptions given{objective,   activation, residual, degree,    ns_steps,
                                ns_schedule, ns_scale,   ns_every, chunk_size};
   check_tokens(kOp, "M, H", q, k, v, gamma, eta, log_alpha, log_theta);
-  check_options(kOp, given, ns_table, feature_scales, q);
+  check_options(kOp, given, ns_table, feature_scales, q, v);
   ATLAS_CHECK(position.dim() == 1, kOp, "state.position", "int64 [N]", describe(position));
   const OmegaShape shape{1,
                          q.size(0),

@@ -148,13 +148,15 @@ ATLAS_INLINE void add_gamma(T* row, const T* gamma, int64_t window, int64_t coun
   axpy(row + count - seen, T(1), gamma + window - seen, seen);
 }
 
-// e [rows, vp] = the error signals at M_ref: M_ref x_i - v_i (l2) or -v_i (dot).
+// e [rows, vp] = the error signals at M_ref: M_ref(x_i) - v_i (l2) or -v_i (dot).
 template <class T>
-inline void error_signals(T* e, const Chunk<T>& c, const Sizes& sz, bool l2, const T* reference) {
+inline void error_signals(T* e, const Chunk<T>& c, const Sizes& sz, const OmegaOptions& options,
+                          const T* reference) {
   for (int64_t i = 0; i < c.rows() * sz.vp; ++i) e[i] = -c.values[i];
-  if (l2)
-    gemm(c.rows(), sz.value, sz.features, plain(c.x, sz.dp), reference, sz.vp, e, sz.vp, T(1),
-         T(1));
+  if (!options.l2) return;
+  if (options.residual)
+    for (int64_t i = 0; i < c.rows(); ++i) axpy(e + i * sz.vp, T(1), c.k + i * sz.kp, sz.value);
+  gemm(c.rows(), sz.value, sz.features, plain(c.x, sz.dp), reference, sz.vp, e, sz.vp, T(1), T(1));
 }
 
 // The scans over the whole chunk, every row zero beyond the rows that its token sees.

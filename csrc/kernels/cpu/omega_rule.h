@@ -29,8 +29,9 @@ struct OmegaSequence {
 // What forward, backward and update share. Letters as in docs/math/omega_rule.md.
 struct OmegaOptions {
   int64_t heads, key_dim, value_dim, window, chunk_size;
-  int degree;  // 0: phi is the identity
-  bool l2;     // else the dot objective
+  int degree;     // 0: phi is the identity
+  bool l2;        // else the dot objective
+  bool residual;  // M(x) = W x + the raw input; V = K
   PolyScales scales;
   const double* roots;  // poly_roots(key_dim, degree)
   NewtonSchulz ns;      // steps == 0: no Newton-Schulz

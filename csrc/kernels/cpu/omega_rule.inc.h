@@ -53,7 +53,8 @@ int64_t chunk_tokens(const OmegaSequence& sequence, int64_t first, int64_t chunk
   return smaller(left, sequence.end - sequence.begin - first);
 }
 
-// The final tail: the last W-1 tokens, from this call or from the tail it began with.
+// The final tail: the last W-1 tokens, from this call or from the tail it began with; zeros before
+// the sequence's start.
 template <class T>
 void store_tail(const MutableArray& dst, const Strided& tokens, const Strided& tail,
                 const OmegaSequence& sequence, const OmegaOptions& options, int64_t n, int64_t head,
@@ -64,7 +65,7 @@ void store_tail(const MutableArray& dst, const Strided& tokens, const Strided& t
     const int64_t token = length - slots + slot;
     if (token >= 0)
       load_row(line, width, tokens, sequence.batch, sequence.begin + token, head, width);
-    else if (tail)
+    else if (tail && sequence.position + token >= 0)
       load_row(line, width, tail, n, slots + token, head, width);
     else
       fill_zero(line, width);
@@ -120,13 +121,16 @@ void forward_item(const OmegaForward& args, const Sizes& sz, const PolyMap<T>& m
       save_checkpoint(args.momentum_checkpoints, task.momentum, sz,
                       checkpoint * options.heads + head);
     if (ends) store_state(args.chunk_weights, reference, sz, item, task.line);
-    error_signals(task.e, task.chunk, sz, options.l2, reference);
+    error_signals(task.e, task.chunk, sz, options, reference);
     if (options.ns.steps > 0)
       muon_forward(task.y, task.weights, task.momentum, task.chunk, sz, options, momentum, task.e,
                    task.muon);
     else
       dual_forward(task.y, task.weights, momentum ? task.momentum : nullptr, task.chunk, sz, map,
                    task.e, task.dual, !ends || args.weights.data != nullptr);
+    if (options.residual)
+      for (int64_t t = 0; t < tokens; ++t)
+        axpy(task.y + t * sz.vp, T(1), task.chunk.q + t * sz.kp, sz.value);
     for (int64_t t = 0; t < tokens; ++t) {
       const int64_t token = sequence.batch * args.in.tokens + sequence.begin + first + t;
       store_array(args.o, (token * options.heads + head) * sz.value, task.y + t * sz.vp, sz.value);
@@ -176,7 +180,7 @@ struct BackwardTask {
   }
 };
 
-// From the gradients of e, u and x to those of k, q, v and M_ref: e_i = M_ref x_i - v_i, x_i =
+// From the gradients of e, u and x to those of k, q, v and M_ref: e_i = M_ref(x_i) - v_i, x_i =
 // phi(k_i), u_t = phi(q_t).
 template <class T>
 void chunk_inputs_backward(BackwardTask<T>& task, const Sizes& sz, const OmegaOptions& options,
@@ -199,6 +203,12 @@ void chunk_inputs_backward(BackwardTask<T>& task, const Sizes& sz, const OmegaOp
     for (int64_t i = 0; i < c.rows(); ++i)
       poly_row_backward(task.k + i * sz.kp, g.c, g.x + i * sz.dp, c.k + i * sz.kp, map, c.monomials,
                         task.upper);
+  }
+  if (options.residual) {
+    for (int64_t t = 0; t < c.tokens; ++t)
+      axpy(task.q + t * sz.kp, T(1), g.y + t * sz.vp, sz.value);
+    for (int64_t i = 0; options.l2 && i < c.rows(); ++i)
+      axpy(task.k + i * sz.kp, T(1), g.e + i * sz.vp, sz.value);
   }
   if (options.ns.steps == 0) {
     causal_read(task.q, c, sz, g.scores, c.k, sz.kp, sz.key);
@@ -316,7 +326,7 @@ void backward_item(const OmegaBackward& args, const Sizes& sz, const PolyMap<T>&
       else
         fill_zero(g.y + t * sz.vp, sz.vp);
     }
-    error_signals(task.e, c, sz, options.l2, reference);
+    error_signals(task.e, c, sz, options, reference);
     const T* momentum = with_momentum ? task.momentum : nullptr;
     if (options.ns.steps > 0)
       muon_backward(g, c, sz, options, with_momentum, task.weights, momentum, task.e, task.muon);

@@ -95,7 +95,7 @@ void load_window(const UpdateTask<T>& task, const OmegaUpdate& args, const PolyM
     fill_zero(task.x + i * task.dp + features, task.dp - features);
 }
 
-// gradient [V, dp] = sum_i gamma_i e_i x_iᵀ with e_i = M_ref x_i - v_i (l2) or -v_i (dot)
+// gradient [V, dp] = sum_i gamma_i e_i x_iᵀ with e_i = M_ref(x_i) - v_i (l2) or -v_i (dot)
 template <class T>
 void window_gradient(const UpdateTask<T>& task, const OmegaUpdate& args, int64_t slot, int64_t head,
                      int64_t rows) {
@@ -109,10 +109,13 @@ void window_gradient(const UpdateTask<T>& task, const OmegaUpdate& args, int64_t
   } else {
     fill_zero(task.e, value * task.rp);
   }
+  const bool residual = options.l2 && options.residual;
   for (int64_t j = 0; j < value; ++j)
-    for (int64_t i = 0; i < rows; ++i)
+    for (int64_t i = 0; i < rows; ++i) {
+      const T raw = residual ? task.k[i * task.kp + j] : T(0);
       task.e[j * task.rp + i] =
-          task.gamma[i] * (task.e[j * task.rp + i] - task.values[i * value + j]);
+          task.gamma[i] * (task.e[j * task.rp + i] + raw - task.values[i * value + j]);
+    }
   gemm(value, features, rows, plain(task.e, task.rp), task.x, task.dp, task.gradient, task.dp);
 }
 
@@ -161,6 +164,7 @@ void update_item(const UpdateTask<T>& task, const OmegaUpdate& args, const PolyM
     T* w = state_matrix<T>(args.weights, slot, head) + j * args.weights.stride[2];
     scale_add(w, alpha, writes ? -eta : T(0), step + j * task.dp, features);
     task.y[j] = dot(w, query, features);
+    if (options.residual) task.y[j] += task.k[rows * task.kp + j];
     if (!closes) continue;
     T* reference =
         state_matrix<T>(args.chunk_weights, slot, head) + j * args.chunk_weights.stride[2];
