@@ -16,9 +16,10 @@ from bench import memory
 from bench.check import require_correct
 from bench.conftest import LEAST_ROUNDS, Settings
 from bench.shapes import CASES, BenchCase, Rival, memcpy
-from bench.timing import DIRECTIONS, Turns, prepare, quartiles
+from bench.timing import DIRECTIONS, Neighbours, Turns, prepare, quartiles
 
 WARM_UP = 2
+MOST_NEIGHBOURS = 0.1  # part of the machine that others may use under a verdict
 _checked: dict[str, dict[str, float]] = {}
 
 
@@ -37,12 +38,12 @@ def rival_call(case: BenchCase, rival: Rival, direction: str) -> Callable[[], No
 
 
 def compare(
-    rival: Rival, ours: list[float], theirs: list[float], target: float | None
+    rival: Rival, ours: list[float], theirs: list[float], target: float | None, neighbours: float
 ) -> dict[str, Any]:
     """One line of the table: the rival's time, the paired ratios' quartiles and the verdict."""
     ratios = [rival.ratio(a, b) for a, b in zip(ours, theirs, strict=True)]
     low, median, high = quartiles(ratios)
-    judged = len(ratios) >= LEAST_ROUNDS
+    judged = len(ratios) >= LEAST_ROUNDS and neighbours <= MOST_NEIGHBOURS
     return {
         "name": rival.name,
         "seconds": quartiles(theirs)[1],
@@ -66,7 +67,9 @@ def test_op(case: BenchCase, direction: str, settings: Settings, benchmark: Any)
     turns = Turns({r.name: (rival_call(case, r, direction), r.repeat) for r in case.rivals})
     ours = prepare(case.ours, case.inputs(), direction, case.grad())
     rounds = settings.rounds
+    neighbours = Neighbours()
     benchmark.pedantic(ours, setup=turns.take, rounds=rounds, warmup_rounds=WARM_UP)
+    busy = neighbours.share()
 
     seconds = list(benchmark.stats.stats.data)
     peaks = {}
@@ -87,8 +90,9 @@ def test_op(case: BenchCase, direction: str, settings: Settings, benchmark: Any)
         errors=errors,
         tolerance=case.tolerance,
         peak_mib=peaks,
+        neighbours=busy,
         rivals=[
-            compare(r, seconds, turns.seconds(r.name, rounds), r.targets[which])
+            compare(r, seconds, turns.seconds(r.name, rounds), r.targets[which], busy)
             for r in case.rivals
         ],
     )

@@ -41,6 +41,7 @@ def machine_lines(report: Report) -> list[str]:
     machine = report["machine_info"]["atlas_ext"]
     commit, ceilings = report["commit_info"], machine["ceilings"]
     fma = ceilings["fma_gflops"]
+    busy = max((run["neighbours"] for run in runs_of(report)), default=0.0)
     return [
         f"{machine['cpu_model']}, {machine['threads']} threads; atlas_ext {machine['version']} "
         f"({(commit['id'] or 'unknown')[:9]}{', modified' if commit['dirty'] else ''}, "
@@ -51,13 +52,15 @@ def machine_lines(report: Report) -> list[str]:
         f"FMA peak {'not measured' if fma is None else f'{fma:.0f} GFLOP/s'}, "
         f"clone into fresh pages {ceilings['clone_gbs']:.1f} GB/s, copy into touched pages "
         f"{ceilings['copy_gbs']:.1f} GB/s (bytes read and written).",
+        f"Other processes used up to {busy:.0%} of the machine during a case"
+        f"{': no verdict for those above 10%' if busy > 0.1 else ''}.",
     ]
 
 
 def verdict(rival: dict[str, Any]) -> str:
     if rival["target"] is None:
         return "–"
-    return {True: "met", False: "not met", None: "too few rounds"}[rival["met"]]
+    return {True: "met", False: "not met", None: "none"}[rival["met"]]
 
 
 def rows_of(run: dict[str, Any], ceilings: dict[str, float | None]) -> list[tuple[str, ...]]:

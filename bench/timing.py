@@ -5,9 +5,11 @@ A machine that slows down for a second slows both; the median of the ratios hard
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,6 +76,29 @@ class Turns:
     def seconds(self, name: str, rounds: int) -> list[float]:
         """Of the last `rounds` turns: those before were for warming up."""
         return self._seconds[name][-rounds:]
+
+
+class Neighbours:
+    """How much of the machine others used since this object was made.
+
+    Threads that wait for each other at a barrier, as those of torch.mm do, suffer far more from a
+    busy core than threads that do not: on a busy machine ratios say little.
+    """
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        """Clock, CPU seconds of all (stolen ones too), CPU seconds of this process."""
+        ticks = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # idle, iowait
+        return time.perf_counter(), busy, time.process_time()
+
+    def share(self) -> float:
+        """Part of all cores, 0 to 1."""
+        clock, busy, own = (b - a for a, b in zip(self._start, self._read(), strict=True))
+        return max(0.0, busy - own) / (clock * (os.cpu_count() or 1))
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
