@@ -98,12 +98,20 @@ def test_one_compilation_serves_all_lengths(op: str) -> None:
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
     # Lengths apart from every other size and count: equal ones would share a symbol.
     for length, stance in ((9, "default"), (13, "fail_on_recompile"), (21, "fail_on_recompile")):
-        inputs, options = _sized(op, length)
         with torch.compiler.set_stance(stance):
-            outputs = named_tensors({"out": compiled(**inputs, **options)})
-        wanted = named_tensors({"out": function(**inputs, **options)})
+            actual = _with_gradient(compiled, *_sized(op, length))
+        wanted = _with_gradient(function, *_sized(op, length))
         for name in wanted:
-            assert relative_error(outputs[name], wanted[name]) <= 1e-6, (length, name)
+            assert relative_error(actual[name], wanted[name]) <= 1e-6, (length, name)
+
+
+def _with_gradient(
+    function: Callable[..., Any], inputs: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Tensor]:
+    first = next(iter(inputs.values())).requires_grad_()
+    outputs = named_tensors({"out": function(**inputs, **options)})
+    outputs["grad"] = torch.autograd.grad(next(iter(outputs.values())).square().sum(), first)[0]
+    return outputs
 
 
 def _sized(op: str, length: int) -> tuple[dict[str, Any], dict[str, Any]]:

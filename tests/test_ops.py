@@ -22,6 +22,7 @@ from atlas_ext.testing import (
     wide_inputs,
 )
 
+POSITION = "final_state.position"  # the one output that is no floating-point tensor
 DIFFERENTIABLE = [case for case in CASES if not case.in_place]
 THOROUGH = cases(thorough=True)
 
@@ -144,6 +145,21 @@ def test_gradients_of_one_output_at_a_time(case: Case) -> None:
     parts = [gradients(case.run(leaves), leaves, names, {name: grads[name]}) for name in grads]
     summed = {name: sum((part[name] for part in parts), start=0 * total[name]) for name in names}
     assert_close(summed, total, 1e-9, case.id)
+
+
+@each_differentiable
+def test_expanded_output_gradients(case: Case) -> None:
+    """What `.sum().backward()` sends back has no strides."""
+    inputs = case.inputs(torch.float32)
+    names = case.differentiable(inputs)
+    results = []
+    for expanded in (False, True):
+        leaves = require_grad(inputs, names)
+        outputs = case.run(leaves)
+        ones = {name: torch.ones((), dtype=t.dtype).expand_as(t) for name, t in outputs.items()}
+        grads = {n: t if expanded else t.contiguous() for n, t in ones.items() if n != POSITION}
+        results.append(gradients(outputs, leaves, names, grads))
+    assert_same_bits(results[0], results[1], case.id)
 
 
 @each_case
