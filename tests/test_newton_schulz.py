@@ -154,3 +154,18 @@ def test_named_schedule_equals_its_table() -> None:
     row = (8.28721201814563 / 1.01, -23.595886519098837 / 1.01**3, 17.300387312530933 / 1.01**5)
     wanted = newton_schulz(x, 1, torch.tensor([row], dtype=torch.float64))
     assert relative_error(newton_schulz(x, 1, "polar_express"), wanted) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(300, 270), (2, 1, 520, 530)])
+@pytest.mark.parametrize("schedule", ["muon", "polar_express"])
+def test_large_matrices_take_library_products(shape: tuple[int, ...], schedule: str) -> None:
+    x = random(*shape)
+    leaf = x.clone().requires_grad_()
+    weight = random(*shape, seed=9)
+    expected = reference.newton_schulz(leaf, 3, schedule, scale="rms")
+    (wanted,) = torch.autograd.grad((expected * weight).sum(), leaf)
+    out = newton_schulz(leaf, 3, schedule, scale="rms")
+    (grad,) = torch.autograd.grad((out * weight).sum(), leaf)
+    assert relative_error(out, expected) < 1e-9
+    assert relative_error(grad, wanted) < 1e-9
+    assert relative_error(newton_schulz(x.float(), 3, schedule, scale="rms"), expected) < 5e-4

@@ -199,9 +199,10 @@ class OmegaMemory(nn.Module):
     def _update(
         self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: MemoryState, tail: Tensor
     ) -> Tensor:  # [B, 1, H, V]
-        first = [None if gate is None else gate[:, 0] for gate in gates]
-        o: Tensor = omega_rule_update(
-            q[:, 0], k[:, 0], v[:, 0], *first,
+        gamma, eta, *decays = gates
+        log_alpha, log_theta = (None if decay is None else decay[:, 0] for decay in decays)
+        o = omega_rule_update(
+            q[:, 0], k[:, 0], v[:, 0], gamma[:, 0], eta[:, 0], log_alpha, log_theta,
             state=state.memory, feature_scales=self.feature_scales, **self.options,
         )  # fmt: skip
         state.conv.copy_(tail)

@@ -116,18 +116,14 @@ def _state_arguments(
     cu_seqlens: Tensor | None,
 ) -> tuple[Any, ...]:
     """weights, momentum, chunk_weights, k_tail, v_tail, position as the operator takes them."""
-    if (weights is None) == (state is None):
-        raise ValueError(
-            "omega_rule: weights: wanted either weights or initial_state, got "
-            + ("neither" if weights is None else "both")
-        )
     if state is not None:
         check_state_type("omega_rule", "initial_state", state)
         momentum = [] if state.momentum is None else list(state.momentum)
         tensors = (list(state.weights), momentum, list(state.chunk_weights))
         return (*tensors, state.k_tail, state.v_tail, state.position)
+    if weights is None:
+        raise ValueError("omega_rule: weights: wanted weights or an initial_state, got neither")
     check_matrices_type("omega_rule", "weights", weights)
-    assert weights is not None
     sequences = q.shape[0] if q.dim() > 0 else 0
     if cu_seqlens is not None:
         sequences = cu_seqlens.numel() - 1

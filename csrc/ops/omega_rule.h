@@ -44,6 +44,7 @@ inline void check_options(const char* op, const OmegaRuleOptions& options,
               std::to_string(options.ns_every));
   ATLAS_CHECK(options.chunk_size >= 1, op, "chunk_size", "an integer >= 1",
               std::to_string(options.chunk_size));
+  if (ns_table) check_device(op, "ns_schedule", *ns_table, q);
   check_schedule(op, "ns_schedule", ns_table, options.ns_schedule, options.ns_steps);
   check_ns_scale(op, "ns_scale", options.ns_scale);
   check_degree(op, options.degree, q.size(q.dim() - 1), 0);
