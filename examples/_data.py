@@ -38,12 +38,15 @@ def standard_library_files() -> list[Path]:
 
 
 def load_text(files: list[str] | None) -> Text:
-    """Reads the files given, or the standard library; exits with a sentence if there is too little.
+    """Reads the files given, or the standard library; exits with a sentence if one cannot be read.
 
     Every 20th file is held out; with fewer files than that, the last 1/20 of each.
     """
     paths = [Path(name) for name in files] if files else standard_library_files()
-    contents = [path.read_bytes() for path in paths]
+    try:
+        contents = [path.read_bytes() for path in paths]
+    except OSError as error:
+        raise SystemExit(f"Cannot read {error.filename}: {error.strerror}.") from None
     if len(contents) >= HELD_OUT_EVERY:
         held_out = contents[::HELD_OUT_EVERY]
         training = [text for i, text in enumerate(contents) if i % HELD_OUT_EVERY]

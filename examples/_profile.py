@@ -7,8 +7,8 @@ import copy
 import torch
 from _training import Run
 from torch import Tensor
+from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import ProfilerActivity, profile
 
 STEPS = 3
 # first match wins; names of PyTorch's own operators
@@ -33,12 +33,12 @@ def operator_shares(run: Run, ids: Tensor) -> dict[str, float]:
     twin.scheduler = torch.optim.lr_scheduler.ConstantLR(twin.optimizer)
     twin.train_step(ids)
     cuda = run.device.type == "cuda"
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
-    with profile(activities=activities) as profiler:
+    # the profiler without Kineto, which writes lines of its own to the terminal
+    with profile(use_device="cuda" if cuda else None, use_kineto=cuda) as profiler:
         for _ in range(STEPS):
             twin.train_step(ids)
     time: dict[str, float] = {}
-    for event in profiler.events():
+    for event in profiler.function_events or ():
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total
         kind = _kind(event)
         time[kind] = time.get(kind, 0.0) + spent

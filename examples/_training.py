@@ -181,7 +181,8 @@ class Run:
             moments.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({"state": moments, "param_groups": about["param_groups"]})
         self.scheduler.load_state_dict(about["scheduler"])
-        self.history = History(**about["history"])
+        held_out = [(step, bits) for step, bits in about["history"].pop("held_out")]
+        self.history = History(**about["history"], held_out=held_out)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

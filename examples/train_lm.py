@@ -95,14 +95,11 @@ def make_configs(args: argparse.Namespace) -> dict[str, AtlasConfig]:
 
 
 def make_runs(args: argparse.Namespace) -> list[Run]:
-    """Fresh runs, each saved once at step 0 so that whatever happens next can be resumed."""
+    """Fresh runs of both models, or of the first alone."""
     configs = make_configs(args)
     options = {name: getattr(args, name) for name in RUN_OPTIONS}
     options["models"] = list(configs)[:1] if args.no_ablation else list(configs)
-    runs = [Run(name, configs[name], options, args.device, args.out) for name in options["models"]]
-    for run in runs:
-        run.save()
-    return runs
+    return [Run(name, configs[name], options, args.device, args.out) for name in options["models"]]
 
 
 def resume_runs(args: argparse.Namespace) -> list[Run]:
@@ -170,6 +167,8 @@ def main() -> int:
     options = runs[0].options
     text = load_text(options["data"])
     check_length(text, options["seq_len"])
+    for run in runs:
+        run.save()  # at step 0 too, so that whatever happens next can be resumed
     print(f"Text: {text.source}: {len(text.training):,} bytes, {len(text.held_out):,} held out")
     for run in runs:
         print(f"{run.name}: {run.model.config.variant}, {run.parameters:,} parameters")
