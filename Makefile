@@ -57,7 +57,7 @@ format: $(VENV)/.lint
 
 wheel: $(VENV)/.torch
 	rm -rf build/lib*
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) wheel --quiet --no-cache-dir --no-build-isolation --no-deps --wheel-dir dist .
 
 sdist: $(VENV)/.torch
 	$(BIN)/python setup.py -q sdist
