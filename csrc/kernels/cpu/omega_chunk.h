@@ -57,6 +57,7 @@ struct Chunk {
   T* s;              // [tokens] s_t = alpha_t s_{t-1} + eta_t p_t, s_{-1} = 0
   T* m;              // [tokens] m_t = alpha_t m_{t-1}, m_{-1} = 1
   T* monomials;
+  T* line;  // [window]
 
   int64_t rows() const { return overhang + tokens; }
 
@@ -77,6 +78,7 @@ struct Chunk {
     s = arena.take(sz.chunk);
     m = arena.take(sz.chunk);
     monomials = arena.take(poly_monomials_scratch<T>(sz.key, degree));
+    line = arena.take(sz.window);
   }
 };
 
@@ -134,10 +136,13 @@ inline void load_chunk(Chunk<T>& c, const Sizes& sz, const OmegaOptions& options
   exponentials(c.alpha, in.log_alpha, sequence, first, head, tokens);
   exponentials(c.theta, in.log_theta, sequence, first, head, tokens);
   load_array(c.eta, in.eta.array, in.eta.at(b, begin, head), tokens, in.eta.stride[1]);
-  for (int64_t t = 0; t < tokens; ++t)
-    load_array(c.gamma + t * sz.window, in.gamma.array,
-               in.gamma.at(b, begin + t, head) + (sz.window - 1) * in.gamma.stride[3], sz.window,
-               -in.gamma.stride[3]);
+  for (int64_t t = 0; t < tokens; ++t) {
+    // Read forwards and turned around here: converting backwards would not vectorise.
+    load_array(c.line, in.gamma.array, in.gamma.at(b, begin + t, head), sz.window,
+               in.gamma.stride[3]);
+    T* gamma = c.gamma + t * sz.window;
+    for (int64_t j = 0; j < sz.window; ++j) gamma[j] = c.line[sz.window - 1 - j];
+  }
 }
 
 // row [count] += Gamma_t, where row count - 1 is the token itself; rows before the sequence's start

@@ -150,7 +150,8 @@ ATLAS_INLINE uint16_t float_to_half(float x) {
 }
 
 template <class T, class S, class Convert>
-ATLAS_INLINE void convert_in(T* dst, const S* src, int64_t n, int64_t stride, Convert convert) {
+ATLAS_INLINE void convert_in(T* __restrict dst, const S* __restrict src, int64_t n, int64_t stride,
+                             Convert convert) {
   if (stride == 1) {
     for (int64_t i = 0; i < n; ++i) dst[i] = convert(src[i]);
   } else {
