@@ -240,6 +240,8 @@ CASES: list[Case] = [
            lengths=(4, 0, 5), positions=(2, 3, 5), chunk_size=4, degree=1, scales=True),
     _omega("lanes", "wider than vector lanes, window = chunk", (1, 37), H=1, K=17, V=19, W=16,
            theta=True, chunk_size=16),
+    _omega("overhang", "three chunks whose overhang is no multiple of a tile", (1, 40), H=1, W=6,
+           theta=True, degree=2, scales=True, chunk_size=16),
     _omega("degree3", "features of degree 3, default scales, across chunks", (1, 7), K=3, degree=3,
            theta=True, chunk_size=3),
     _omega("degree4", "features of degree 4, dot objective", (1, 5), H=1, K=2, degree=4,
