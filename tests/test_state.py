@@ -185,6 +185,13 @@ def test_init_is_the_state_before_the_first_token(shared: bool) -> None:
     assert relative_error(out, omega_rule(**tokens, weights=weights, **options)[0]) < 1e-12
 
 
+def test_a_state_takes_the_place_of_weights() -> None:
+    tokens, weights, _ = make("momentum", length=3)
+    state = omega_state(torch.Generator().manual_seed(1), (2, 3), W=3, momentum=True, **SIZES)
+    alone, _ = omega_rule(**tokens, initial_state=state)
+    assert torch.equal(omega_rule(**tokens, weights=weights, initial_state=state)[0], alone)
+
+
 def test_a_tail_of_another_dtype() -> None:
     tokens, _, _ = make("momentum", length=3)
     state = omega_state(torch.Generator().manual_seed(1), (2, 3), W=3, momentum=True, **SIZES)
