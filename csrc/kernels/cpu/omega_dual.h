@@ -176,14 +176,15 @@ inline void dual_forward(T* y, T* weights, T* momentum, const Chunk<T>& c, const
 // for adjoints.
 template <class T>
 struct ChunkGrads {
-  T* y;         // [tokens, vp] in
-  T* weights;   // [D, vp] in: of the state after the chunk, out: before it
-  T* momentum;  // [D, vp] likewise; null without
-  T* e;         // [rows, vp] out
-  T* u;         // [tokens, dp] out: through reads of the state
-  T* x;         // [rows, dp] out: through writes of the state
-  T* scores;    // [tokens, rp] out: dual form only
-  T* c;         // [degree + 1] added to
+  T* y;                                 // [tokens, vp] in
+  T* weights;                           // [D, vp] in: of the state after the chunk, out: before it
+  T* momentum;                          // [D, vp] likewise; null without
+  T* e;                                 // [rows, vp] out
+  T* u;                                 // [tokens, dp] out: through reads of the state
+  T* x;                                 // [rows, dp] out: through writes of the state
+  T* scores;                            // [tokens, rp] out: dual form only
+  T* c;                                 // [degree + 1] added to
+  bool wants_u = true, wants_x = true;  // else u, x and what follows from them are left alone
   GateGrads<T> gates;
 
   ChunkGrads(Arena<T>& arena, const Sizes& sz, bool with_momentum) : gates(arena, sz) {
@@ -301,13 +302,15 @@ inline void dual_backward(const ChunkGrads<T>& g, const Chunk<T>& c, const Sizes
     g.gates.a[last * sz.rp + i] += dot(e + i * sz.vp, row, sz.value);
     axpy(g.e + i * sz.vp, a_last[i], row, sz.vp);
   }
-  state_writes(by_weights, momentum == nullptr ? nullptr : by_momentum, c, sz, e);
-  transpose(work.rows, sz.dp, g.weights, sz.vp, sz.features, sz.value);
-  gemm(c.rows(), sz.features, sz.value, plain(by_weights, sz.vp), work.rows, sz.dp, g.x, sz.dp);
-  if (momentum != nullptr) {
-    transpose(work.rows, sz.dp, g.momentum, sz.vp, sz.features, sz.value);
-    gemm(c.rows(), sz.features, sz.value, plain(by_momentum, sz.vp), work.rows, sz.dp, g.x, sz.dp,
-         T(1), T(1));
+  if (g.wants_x) {
+    state_writes(by_weights, momentum == nullptr ? nullptr : by_momentum, c, sz, e);
+    transpose(work.rows, sz.dp, g.weights, sz.vp, sz.features, sz.value);
+    gemm(c.rows(), sz.features, sz.value, plain(by_weights, sz.vp), work.rows, sz.dp, g.x, sz.dp);
+    if (momentum != nullptr) {
+      transpose(work.rows, sz.dp, g.momentum, sz.vp, sz.features, sz.value);
+      gemm(c.rows(), sz.features, sz.value, plain(by_momentum, sz.vp), work.rows, sz.dp, g.x, sz.dp,
+           T(1), T(1));
+    }
   }
   const T grad_m = dot(g.weights, weights, size);
   const T grad_s = momentum == nullptr ? T(0) : -dot(g.weights, momentum, size);

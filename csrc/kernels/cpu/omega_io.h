@@ -55,6 +55,12 @@ inline int64_t chunk_tokens(const OmegaSequence& sequence, int64_t first, int64_
   return smaller(left, sequence.end - sequence.begin - first);
 }
 
+// Tokens of the chunk that ends before token `stop` of this call, as far as they belong to it.
+inline int64_t chunk_tokens_before(const OmegaSequence& sequence, int64_t stop,
+                                   int64_t chunk_size) {
+  return stop == 0 ? 0 : smaller((sequence.position + stop - 1) % chunk_size + 1, stop);
+}
+
 // The final tail: the last W-1 tokens, from this call or from the tail it began with; zeros before
 // the sequence's start.
 template <class T>
@@ -119,14 +125,16 @@ inline void load_grad_state(T* dst, const Strided& src, const Sizes& sz, int64_t
     fill_zero(dst, sz.features * sz.vp);
 }
 
-// Sums of the key or value gradients behind the last token: what the final tail's gradient brings.
+// Sums of the key or value gradients after the last token: what the final tail's gradient brings,
+// behind the slots of the last chunk's `tokens`. Slots before the sequence's start do not exist.
 template <class T>
 inline void load_tail_grads(T* sums, const Strided& grad_tail, const Sizes& sz, int64_t ld,
-                            int64_t width, int64_t n, int64_t head, int64_t existing) {
+                            int64_t width, int64_t n, int64_t head, int64_t existing,
+                            int64_t tokens) {
   fill_zero(sums, sz.rows * ld);
   if (!grad_tail) return;
   for (int64_t slot = larger(0, sz.window - 1 - existing); slot < sz.window - 1; ++slot)
-    load_row(sums + slot * ld, ld, grad_tail, n, slot, head, width);
+    load_row(sums + (slot + tokens) * ld, ld, grad_tail, n, slot, head, width);
 }
 
 }  // namespace atlas::kernels::cpu::ATLAS_ISA

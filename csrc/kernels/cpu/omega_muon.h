@@ -182,6 +182,7 @@ inline void advance_momentum_backward(const ChunkGrads<T>& g, T* grad_s, const C
     grad_a[i] += dot(e + i * sz.vp, row, sz.value);
     axpy(g.e + i * sz.vp, a[i], row, sz.vp);
   }
+  if (!g.wants_x) return;
   scale_rows(work.writes + from * sz.vp, a + from, e + from * sz.vp, to - from, sz.vp);
   transpose(work.rows, sz.dp, grad_s, sz.vp, sz.features, sz.value);
   gemm(to - from, sz.features, sz.value, plain(work.writes + from * sz.vp, sz.vp), work.rows, sz.dp,

@@ -122,129 +122,150 @@ void chunk_inputs_backward(BackwardTask<T>& task, const Sizes& sz, const OmegaOp
   const Chunk<T>& c = task.chunk;
   const ChunkGrads<T>& g = task.grads;
   if (options.l2) {
-    transpose(task.line, sz.dp, reference, sz.vp, sz.features, sz.value);
-    gemm(c.rows(), sz.features, sz.value, plain(g.e, sz.vp), task.line, sz.dp, g.x, sz.dp, T(1),
-         T(1));
     gemm(sz.features, sz.value, c.rows(), transposed(c.x, sz.dp), g.e, sz.vp, task.grad_reference,
          sz.vp, T(1), T(1));
+    if (g.wants_x) {
+      transpose(task.line, sz.dp, reference, sz.vp, sz.features, sz.value);
+      gemm(c.rows(), sz.features, sz.value, plain(g.e, sz.vp), task.line, sz.dp, g.x, sz.dp, T(1),
+           T(1));
+    }
   }
-  if (options.degree > 0) {
-    fill_zero(task.q, c.tokens * sz.kp + kWidth<T>);
-    fill_zero(task.k, c.rows() * sz.kp + kWidth<T>);
-    for (int64_t t = 0; t < c.tokens; ++t)
-      poly_row_backward(task.q + t * sz.kp, g.c, g.u + t * sz.dp, c.q + t * sz.kp, map, c.monomials,
-                        task.upper);
-    for (int64_t i = 0; i < c.rows(); ++i)
-      poly_row_backward(task.k + i * sz.kp, g.c, g.x + i * sz.dp, c.k + i * sz.kp, map, c.monomials,
-                        task.upper);
-  }
-  if (options.residual) {
-    for (int64_t t = 0; t < c.tokens; ++t)
+  if (g.wants_u) {
+    if (options.degree > 0) {
+      fill_zero(task.q, c.tokens * sz.kp + kWidth<T>);
+      for (int64_t t = 0; t < c.tokens; ++t)
+        poly_row_backward(task.q + t * sz.kp, g.c, g.u + t * sz.dp, c.q + t * sz.kp, map,
+                          c.monomials, task.upper);
+    }
+    for (int64_t t = 0; options.residual && t < c.tokens; ++t)
       axpy(task.q + t * sz.kp, T(1), g.y + t * sz.vp, sz.value);
-    for (int64_t i = 0; options.l2 && i < c.rows(); ++i)
-      axpy(task.k + i * sz.kp, T(1), g.e + i * sz.vp, sz.value);
+    if (options.ns.steps == 0) causal_read(task.q, c, sz, g.scores, c.k, sz.kp, sz.key);
   }
-  if (options.ns.steps == 0) {
-    causal_read(task.q, c, sz, g.scores, c.k, sz.kp, sz.key);
-    causal_write(task.k, c, sz, g.scores, c.q, sz.kp, sz.key);
+  if (g.wants_x) {
+    if (options.degree > 0) {
+      fill_zero(task.k, c.rows() * sz.kp + kWidth<T>);
+      for (int64_t i = 0; i < c.rows(); ++i)
+        poly_row_backward(task.k + i * sz.kp, g.c, g.x + i * sz.dp, c.k + i * sz.kp, map,
+                          c.monomials, task.upper);
+    }
+    for (int64_t i = 0; options.residual && options.l2 && i < c.rows(); ++i)
+      axpy(task.k + i * sz.kp, T(1), g.e + i * sz.vp, sz.value);
+    if (options.ns.steps == 0) causal_write(task.k, c, sz, g.scores, c.q, sz.kp, sz.key);
   }
 }
 
+// Takes the gradients of the final state; those of keys and values go to the sums, whose last chunk
+// follows.
 template <class T>
-void backward_item(const OmegaBackward& args, const Sizes& sz, const PolyMap<T>& map,
-                   BackwardTask<T>& task, int64_t n, int64_t head) {
+void begin_backward(const OmegaBackward& args, const Sizes& sz, BackwardTask<T>& task, int64_t n,
+                    int64_t head) {
+  const OmegaSequence& sequence = args.in.sequences[n];
+  const ChunkGrads<T>& g = task.grads;
+  const int64_t length = sequence.end - sequence.begin, end_position = sequence.position + length;
+  const int64_t tokens = chunk_tokens_before(sequence, length, args.options.chunk_size);
+  const int64_t size = sz.features * sz.vp;
+  load_grad_state(g.weights, args.grad_final_weights, sz, n, head, task.line);
+  if (g.momentum != nullptr)
+    load_grad_state(g.momentum, args.grad_final_momentum, sz, n, head, task.line);
+  load_grad_state(task.grad_reference, args.grad_final_chunk_weights, sz, n, head, task.line);
+  load_tail_grads(task.k_sum, args.grad_final_k_tail, sz, sz.kp, sz.key, n, head, end_position,
+                  tokens);
+  load_tail_grads(task.v_sum, args.grad_final_v_tail, sz, sz.vp, sz.value, n, head, end_position,
+                  tokens);
+  fill_zero(g.c, kMaxDegree + 1);
+  // The final chunk_weights are M_T where the last token closed a chunk, else the last chunk's
+  // M_ref.
+  if (length > 0 && end_position % args.options.chunk_size == 0) {
+    axpy(g.weights, T(1), task.grad_reference, size);
+    fill_zero(task.grad_reference, size);
+  }
+}
+
+// Recomputes the chunk of `tokens` tokens from `first`, whose number is `chunk`, and differentiates
+// it.
+template <class T>
+void backward_chunk(const OmegaBackward& args, const Sizes& sz, const PolyMap<T>& map,
+                    BackwardTask<T>& task, int64_t n, int64_t head, int64_t chunk, int64_t first,
+                    int64_t tokens) {
   const OmegaOptions& options = args.options;
   const OmegaInputs& in = args.in;
   const OmegaSequence& sequence = in.sequences[n];
   const Chunk<T>& c = task.chunk;
   const ChunkGrads<T>& g = task.grads;
-  const int64_t item = n * options.heads + head, length = sequence.end - sequence.begin;
-  const int64_t size = sz.features * sz.vp, end_position = sequence.position + length;
-  const bool with_momentum = static_cast<bool>(in.log_theta);
-  load_grad_state(g.weights, args.grad_final_weights, sz, n, head, task.line);
-  if (with_momentum) load_grad_state(g.momentum, args.grad_final_momentum, sz, n, head, task.line);
-  load_grad_state(task.grad_reference, args.grad_final_chunk_weights, sz, n, head, task.line);
-  load_tail_grads(task.k_sum, args.grad_final_k_tail, sz, sz.kp, sz.key, n, head, end_position);
-  load_tail_grads(task.v_sum, args.grad_final_v_tail, sz, sz.vp, sz.value, n, head, end_position);
-  fill_zero(g.c, kMaxDegree + 1);
-  // The final chunk_weights are M_T where the last token closed a chunk, else the last chunk's
-  // M_ref.
-  if (length > 0 && end_position % options.chunk_size == 0) {
-    axpy(g.weights, T(1), task.grad_reference, size);
-    fill_zero(task.grad_reference, size);
-  }
-  int64_t chunks = 0;
-  for (int64_t first = 0; first < length; ++chunks)
-    first += chunk_tokens(sequence, first, options.chunk_size);
-  int64_t end = length;
-  // Makes room in the sums for the last chunk, as settle_rows does for every one before it.
-  const auto tokens_before = [&](int64_t stop) {
-    const int64_t whole = (sequence.position + stop - 1) % options.chunk_size + 1;
-    return smaller(whole, stop);
-  };
-  if (length > 0) {
-    const int64_t tokens = tokens_before(length), slots = sz.window - 1;
-    __builtin_memmove(task.k_sum + tokens * sz.kp, task.k_sum, slots * sz.kp * sizeof(T));
-    __builtin_memmove(task.v_sum + tokens * sz.vp, task.v_sum, slots * sz.vp * sizeof(T));
-    fill_zero(task.k_sum, tokens * sz.kp);
-    fill_zero(task.v_sum, tokens * sz.vp);
-  }
-  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-    const int64_t tokens = tokens_before(end), first = end - tokens;
-    const int64_t checkpoint = (sequence.first_checkpoint + chunk) * options.heads + head;
-    const int64_t token = sequence.batch * in.tokens + sequence.begin + first;
-    load_chunk(task.chunk, sz, options, in, map, n, head, first, tokens);
-    load_checkpoint(task.weights, args.weights_checkpoints, sz, checkpoint);
-    if (with_momentum) load_checkpoint(task.momentum, args.momentum_checkpoints, sz, checkpoint);
-    const bool own_reference = chunk == 0 && in.chunk_weights;
-    const T* reference = own_reference ? task.reference : task.weights;
-    if (own_reference) load_state(task.reference, in.chunk_weights, sz, n, head, task.line);
-    for (int64_t t = 0; t < tokens; ++t) {
-      if (args.grad_o)
-        load_row(g.y + t * sz.vp, sz.vp, args.grad_o, sequence.batch, sequence.begin + first + t,
-                 head, sz.value);
-      else
-        fill_zero(g.y + t * sz.vp, sz.vp);
-    }
-    error_signals(task.e, c, sz, options, reference);
-    const T* momentum = with_momentum ? task.momentum : nullptr;
-    if (options.ns.steps > 0)
-      muon_backward(g, c, sz, options, with_momentum, task.weights, momentum, task.e, task.muon);
-    else
-      dual_backward(g, c, sz, map, task.weights, momentum, task.e, task.dual);
-    store_gates(args, g, c, sz, token * options.heads + head, task.line);
-    chunk_inputs_backward(task, sz, options, map, reference);
-    if (!own_reference) {
-      axpy(g.weights, T(1), task.grad_reference, size);
-      fill_zero(task.grad_reference, size);
-    }
-    if (args.grad_q.data != nullptr)
-      for (int64_t t = 0; t < tokens; ++t)
-        store_array(args.grad_q, ((token + t) * options.heads + head) * sz.key, task.q + t * sz.kp,
-                    sz.key);
-    const int64_t next = chunk > 0 ? tokens_before(first) : 0, row = token * options.heads + head;
-    settle_rows(task.k_sum, task.k, T(1), c, sz, sz.kp, sz.key, args.grad_k, row, options.heads,
-                next);
-    settle_rows(task.v_sum, g.e, T(-1), c, sz, sz.vp, sz.value, args.grad_v, row, options.heads,
-                next);
-    end = first;
-  }
-  if (in.chunk_weights)
+  const int64_t checkpoint = (sequence.first_checkpoint + chunk) * options.heads + head;
+  const bool momentum = g.momentum != nullptr;
+  load_chunk(task.chunk, sz, options, in, map, n, head, first, tokens);
+  load_checkpoint(task.weights, args.weights_checkpoints, sz, checkpoint);
+  if (momentum) load_checkpoint(task.momentum, args.momentum_checkpoints, sz, checkpoint);
+  // Only the first chunk of a call can have a reference of its own: it may begin in mid-chunk.
+  const bool own_reference = chunk == 0 && in.chunk_weights;
+  const T* reference = own_reference ? task.reference : task.weights;
+  if (own_reference) load_state(task.reference, in.chunk_weights, sz, n, head, task.line);
+  fill_zero(g.y, tokens * sz.vp);
+  for (int64_t t = 0; args.grad_o && t < tokens; ++t)
+    load_row(g.y + t * sz.vp, sz.vp, args.grad_o, sequence.batch, sequence.begin + first + t, head,
+             sz.value);
+  error_signals(task.e, c, sz, options, reference);
+  if (options.ns.steps > 0)
+    muon_backward(g, c, sz, options, momentum, task.weights, task.momentum, task.e, task.muon);
+  else
+    dual_backward(g, c, sz, map, task.weights, momentum ? task.momentum : nullptr, task.e,
+                  task.dual);
+  chunk_inputs_backward(task, sz, options, map, reference);
+  if (own_reference) return;
+  axpy(g.weights, T(1), task.grad_reference, sz.features * sz.vp);
+  fill_zero(task.grad_reference, sz.features * sz.vp);
+}
+
+// What is left after the first chunk: the gradients of the state that the call began with.
+template <class T>
+void end_backward(const OmegaBackward& args, const Sizes& sz, BackwardTask<T>& task, int64_t n,
+                  int64_t head) {
+  const ChunkGrads<T>& g = task.grads;
+  const int64_t heads = args.options.heads, item = n * heads + head, slots = sz.window - 1;
+  if (args.in.chunk_weights)
     store_state(args.grad_chunk_weights, task.grad_reference, sz, item, task.line);
   else
-    axpy(g.weights, T(1), task.grad_reference, size);
+    axpy(g.weights, T(1), task.grad_reference, sz.features * sz.vp);
   store_state(args.grad_weights, g.weights, sz, item, task.line);
-  if (with_momentum) store_state(args.grad_momentum, g.momentum, sz, item, task.line);
-  for (int64_t slot = 0; slot < sz.window - 1; ++slot) {
-    const int64_t row = (n * (sz.window - 1) + slot) * options.heads + head;
+  if (g.momentum != nullptr) store_state(args.grad_momentum, g.momentum, sz, item, task.line);
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    const int64_t row = (n * slots + slot) * heads + head;
     if (args.grad_k_tail.data != nullptr)
       store_array(args.grad_k_tail, row * sz.key, task.k_sum + slot * sz.kp, sz.key);
     if (args.grad_v_tail.data != nullptr)
       store_array(args.grad_v_tail, row * sz.value, task.v_sum + slot * sz.vp, sz.value);
   }
-  if (args.grad_scales != nullptr)
-    for (int l = 0; l <= options.degree; ++l)
-      args.grad_scales[item * (options.degree + 1) + l] = static_cast<double>(g.c[l]);
+  const int scales = args.options.degree + 1;
+  for (int l = 0; args.grad_scales != nullptr && l < scales; ++l)
+    args.grad_scales[item * scales + l] = static_cast<double>(g.c[l]);
+}
+
+template <class T>
+void backward_item(const OmegaBackward& args, const Sizes& sz, const PolyMap<T>& map,
+                   BackwardTask<T>& task, int64_t n, int64_t head) {
+  const OmegaSequence& sequence = args.in.sequences[n];
+  const Chunk<T>& c = task.chunk;
+  const int64_t length = sequence.end - sequence.begin, heads = args.options.heads;
+  const int64_t chunk_size = args.options.chunk_size;
+  begin_backward(args, sz, task, n, head);
+  int64_t chunk = 0;
+  for (int64_t first = 0; first < length; ++chunk)
+    first += chunk_tokens(sequence, first, chunk_size);
+  for (int64_t end = length; end > 0; end = c.first) {
+    const int64_t tokens = chunk_tokens_before(sequence, end, chunk_size), first = end - tokens;
+    const int64_t row = (sequence.batch * args.in.tokens + sequence.begin + first) * heads + head;
+    backward_chunk(args, sz, map, task, n, head, --chunk, first, tokens);
+    store_gates(args, task.grads, c, sz, row, task.line);
+    for (int64_t t = 0; args.grad_q.data != nullptr && t < tokens; ++t)
+      store_array(args.grad_q, (row + t * heads) * sz.key, task.q + t * sz.kp, sz.key);
+    const int64_t next = chunk_tokens_before(sequence, first, chunk_size);
+    if (task.grads.wants_x)
+      settle_rows(task.k_sum, task.k, T(1), c, sz, sz.kp, sz.key, args.grad_k, row, heads, next);
+    settle_rows(task.v_sum, task.grads.e, T(-1), c, sz, sz.vp, sz.value, args.grad_v, row, heads,
+                next);
+  }
+  end_backward(args, sz, task, n, head);
 }
 
 // Elements in front of the tasks' own memory: the roots of the polynomial map.
@@ -299,6 +320,9 @@ void run_backward(const OmegaBackward& args, const ParallelFor& parallel) {
   parallel(tasks, [&](int64_t task) {
     Arena<T> arena(memory + task * each);
     BackwardTask<T> work(arena, sz, args.options, static_cast<bool>(args.in.log_theta));
+    const bool scales = args.grad_scales != nullptr;
+    work.grads.wants_u = scales || args.grad_q.data != nullptr;
+    work.grads.wants_x = scales || args.grad_k.data != nullptr || args.grad_k_tail.data != nullptr;
     for (int64_t item = task; item < items; item += tasks)
       backward_item(args, sz, map, work, item / args.options.heads, item % args.options.heads);
   });
