@@ -9,17 +9,17 @@ import torch.nn.functional as F
 
 from atlas_ext.models import Atlas, AtlasCache, AtlasConfig
 
-VOCAB, LENGTH = 61, 21
+VOCAB, LENGTH = 61, 14
 SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
-WINDOW = {"window": 6, "chunk_size": 8}
+WINDOW = {"window": 6, "chunk_size": 4}
 # what a linear memory can express
 MODELS = {
-    "linear_attention": {"variant": "linear_attention", "chunk_size": 8},
+    "linear_attention": {"variant": "linear_attention", "chunk_size": 4},
     "delta": {"variant": "delta"},
     "gated_delta": {"variant": "delta", "retention": True},
     "swla": {"variant": "swla", "degree": 2, **WINDOW},
     "omeganet": {"variant": "omeganet", "memory": "linear", **WINDOW},
-    "titans": {"variant": "titans", "memory": "linear", "chunk_size": 8},
+    "titans": {"variant": "titans", "memory": "linear", "chunk_size": 4},
     "atlas": {"variant": "atlas", "memory": "linear", "ns_every": 4, **WINDOW},
 }
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
@@ -68,7 +68,7 @@ def test_a_cache_takes_pieces_of_any_length() -> None:
     model = make_model()
     ids = tokens()
     cache = AtlasCache()
-    pieces = [model(piece, cache=cache).logits for piece in ids.split([1, 9, 1, 2, 8], dim=1)]
+    pieces = [model(piece, cache=cache).logits for piece in ids.split([1, 6, 1, 2, 4], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, 1), model(ids).logits, **CLOSE)
     assert cache.position.tolist() == [LENGTH, LENGTH]
 
@@ -76,7 +76,7 @@ def test_a_cache_takes_pieces_of_any_length() -> None:
 @EVERY_MODEL
 def test_packed_equals_separate(name: str) -> None:
     model = make_model(name)
-    lengths = [9, 0, 1, 13]
+    lengths = [6, 0, 1, 9]
     ids = tokens(1, sum(lengths))
     bounds = F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0), (1, 0))
     out = model(ids, labels=ids, cu_seqlens=bounds, use_cache=True)
@@ -88,7 +88,7 @@ def test_packed_equals_separate(name: str) -> None:
         for scores, piece in zip(logits, pieces, strict=True)
         if piece.shape[1] > 1
     )
-    torch.testing.assert_close(out.loss, total / (8 + 12))
+    torch.testing.assert_close(out.loss, total / (5 + 8))
     further = tokens(1, 4, seed=2)
     packed = model(further, cache=out.cache, cu_seqlens=torch.tensor([0, 1, 2, 3, 4])).logits
     for i, piece in enumerate(pieces):
@@ -102,7 +102,7 @@ def test_causal_to_the_bit(name: str) -> None:
     ids = tokens()
     with torch.no_grad():
         logits = model(ids).logits
-        for t in (1, 8, LENGTH - 1):
+        for t in (1, 4, LENGTH - 1):
             changed = torch.cat([ids[:, :t], tokens(seed=3)[:, t:]], 1)
             assert torch.equal(model(changed).logits[:, :t], logits[:, :t])
 
@@ -121,9 +121,9 @@ def test_loss_ignores_labels_of_minus_100() -> None:
     model = make_model()
     ids = tokens()
     labels = ids.clone()
-    labels[:, :10] = -100
+    labels[:, :6] = -100
     out = model(ids, labels=labels)
-    expected = F.cross_entropy(out.logits[:, 9:-1].flatten(0, 1), ids[:, 10:].flatten())
+    expected = F.cross_entropy(out.logits[:, 5:-1].flatten(0, 1), ids[:, 6:].flatten())
     torch.testing.assert_close(out.loss, expected)
     assert model(ids, labels=torch.full_like(ids, -100)).loss == 0
 
@@ -134,9 +134,9 @@ def test_generate_is_reproducible_and_of_constant_size() -> None:
 
     def draw(seed: int, **options: object) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return model.generate(ids, max_new_tokens=12, generator=generator, **options)
+        return model.generate(ids, max_new_tokens=7, generator=generator, **options)
 
-    assert draw(0).shape == (2, 17)
+    assert draw(0).shape == (2, 12)
     assert torch.equal(draw(0)[:, :5], ids)
     assert torch.equal(draw(0, top_k=9, top_p=0.9), draw(0, top_k=9, top_p=0.9))
     assert not torch.equal(draw(0), draw(1))

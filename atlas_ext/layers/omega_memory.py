@@ -45,7 +45,7 @@ def default_step_size(objective: str, momentum: bool, ns_steps: int, chunk_size:
     their summed step must stay below the curvature's limit. The dot loss has no curvature.
     """
     if ns_steps > 0:
-        return 0.1
+        return 0.01
     gain = 1.0 / (1.0 - INITIAL_THETA) if momentum else 1.0
     return 1.0 / gain if objective == "dot" else 1.0 / (gain * min(chunk_size, 64))
 
@@ -193,7 +193,7 @@ class OmegaMemory(nn.Module):
                 **self.options,
             )  # fmt: skip
             state = None if memory is None else MemoryState(memory, tail)
-        y = self.norm(o).flatten(-2) * F.silu(self.output_gate(x))
+        y = self.norm(o.to(self.norm.weight.dtype)).flatten(-2) * F.silu(self.output_gate(x))
         return self.out_proj(y), state
 
     def _update(
