@@ -142,6 +142,7 @@ def shared_rows(op: str) -> list[Row]:
         (op, "v", str([*lead, 2, 0]), alter("v", lambda t: t[..., :0])),
         (op, "gamma", str([*lead, 2, 0]), alter("gamma", lambda t: t[..., :0])),
         (op, "eta", "bfloat16", alter("eta", Tensor.bfloat16)),
+        (op, "gamma", "float64", alter("gamma", Tensor.double)),
         (op, "objective", "l1", put(objective="l1")),
         (op, "activation", "relu", put(activation="relu")),
         *[(op, "degree", str(degree), put(degree=degree)) for degree in (-1, 0, 5)],
@@ -206,6 +207,9 @@ def omega_rows() -> list[Row]:
         (op, "weights", "[3, 2, 3, 4]", put(weights=(torch.randn(3, 2, 3, 4),))),
         (op, "weights", "[3, 15]", put(weights=(torch.randn(3, 15),), degree=2)),
         (op, "weights", "3, 4]", put(degree=2)),
+        (op, "weights", "float64", put(weights=(torch.randn(2, 3, 4).double(),))),
+        (op, "weights", "Tensor", put(weights=torch.randn(2, 3, 4))),  # the comma forgotten
+        (op, "initial_state", "tuple", put(weights=None, initial_state=(torch.randn(2, 3, 4),))),
         (op, "weights", "0", put(weights=())),
         (op, "weights", "4", put(weights=4 * (torch.randn(2, 3, 4),))),
         (op, "weights", "2 matrices", put(weights=deep)),
