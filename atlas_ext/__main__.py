@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 
 import torch
 
@@ -22,11 +23,11 @@ def main() -> None:
     print()
     isa = built["cpu_isa"]
     print(f"CPU: {torch.get_num_threads()} threads, {isa} (ATLAS_EXT_CPU_ISA chooses another)")
-    print_operators("CPU", f"C++ kernel, {isa}")
+    print_operators(OPERATORS, f"C++ kernel, {isa}")
     if not torch.cuda.is_available():
         print("CUDA: no device that this torch can use")
     for device in range(torch.cuda.device_count()):
-        describe_cuda_device(device)
+        describe_cuda_device(device, built["cuda_operators"].split())
 
 
 def describe_cuda_build(built: dict[str, str]) -> str:
@@ -37,22 +38,19 @@ def describe_cuda_build(built: dict[str, str]) -> str:
     return f"{names}, runtime {built['cuda_runtime']}"
 
 
-def describe_cuda_device(device: int) -> None:
+def describe_cuda_device(device: int, operators: Sequence[str]) -> None:
     properties = torch.cuda.get_device_properties(device)
     code = torch.ops.atlas_ext.cuda_code_architecture(device)
     capability = f"sm_{properties.major}{properties.minor}"
     memory = f"{properties.total_memory / 2**30:.0f} GiB"
     print(f"CUDA {device}: {properties.name}, {capability}, {memory}")
-    print_operators(
-        "CUDA",
-        f"CUDA kernel, sm_{code} code" if code else "none: no code for this device in this build",
-    )
+    kernel = f"CUDA kernel, sm_{code} code" if code else "none: this build has no code for it"
+    print_operators(operators, kernel)
 
 
-def print_operators(key: str, kernel: str) -> None:
+def print_operators(available: Sequence[str], kernel: str) -> None:
     for name in OPERATORS:
-        registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"atlas_ext::{name}", key)
-        print(f"  {name:<18} {kernel if registered else f'none: no {key} implementation here'}")
+        print(f"  {name:<18} {kernel if name in available else 'none: raises an error here'}")
 
 
 if __name__ == "__main__":
