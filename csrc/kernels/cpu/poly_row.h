@@ -83,9 +83,9 @@ ATLAS_INLINE Vec<T> keep_lanes(Vec<T> x, int64_t count) {
   return load(keep) < splat(static_cast<T>(count)) ? x : Vec<T>{};
 }
 
-// Adds d phi(x)ᵀ g to grad_x [dim + slack] and the gradient of c_l to grad_c. `upper` holds, level
-// by level like `monomials`, what comes down from the level above: H_l = sum over the blocks i of
-// x_i G_{l+1}.
+// Adds d phi(x)ᵀ g to grad_x [dim + slack] and the gradient of c_l to grad_c.
+// `upper` holds, level by level like `monomials`, what comes down from the level above: H_l = sum
+// over the blocks i of x_i G_{l+1}.
 template <class T>
 inline void poly_row_backward(T* grad_x, T* grad_c, const T* grad, const T* x,
                               const PolyMap<T>& map, T* monomials, T* upper) {
@@ -127,10 +127,10 @@ inline void poly_row_backward(T* grad_x, T* grad_c, const T* grad, const T* x,
         Vec<T> own_grad = load(g + j) * load(roots + j);
         Vec<T> above = top ? Vec<T>{} : load(level_upper[level] + position + j);
         Vec<T> other = load(factor + j);
-        if (size - j < w) {
+        if (size - j < w) {  // behind the block's end stands the next one, or nothing
           own_grad = keep_lanes<T>(own_grad, size - j);
-          above = keep_lanes<T>(above, size - j);
           other = keep_lanes<T>(other, size - j);
+          if (!top) above = keep_lanes<T>(above, size - j);
         }
         own += own_grad * other;
         if (!top) from_above += above * other;

@@ -42,14 +42,29 @@ ATLAS_INLINE Vec<T> splat(T x) {
   return Vec<T>{} + x;
 }
 
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeLanes<0, I...> {
+  using type = Lanes<I...>;
+};
+
+template <class T, int kStep, int... I>
+ATLAS_INLINE Vec<T> fold_lanes(Vec<T> x, Lanes<I...> lanes) {
+  x += __builtin_shufflevector(x, x, (I ^ kStep)...);
+  if constexpr (kStep > 1)
+    return fold_lanes<T, kStep / 2>(x, lanes);
+  else
+    return x;
+}
+
 // Sum of the lanes, pairwise: the order is fixed.
 template <class T>
 ATLAS_INLINE T sum_lanes(Vec<T> x) {
-  T lanes[kWidth<T>];
-  store(lanes, x);
-  for (int64_t half = kWidth<T> / 2; half > 0; half /= 2)
-    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+  constexpr int n = static_cast<int>(kWidth<T>);
+  return fold_lanes<T, n / 2>(x, typename MakeLanes<n>::type())[0];
 }
 
 ATLAS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -206,15 +221,6 @@ inline void store_array(const MutableArray& dst, int64_t offset, const T* src, i
 }
 
 // ---- transposition
-
-template <int... I>
-struct Lanes {};
-template <int N, int... I>
-struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
-template <int... I>
-struct MakeLanes<0, I...> {
-  using type = Lanes<I...>;
-};
 
 // One butterfly of a register transposition: swaps the off-diagonal kStep x kStep blocks of the
 // rows a (upper), b (lower).
