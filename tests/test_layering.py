@@ -41,7 +41,7 @@ CXX_RULES = {
     },
     "ops": {
         "allow": r"ops/|kernels/|torch/csrc/stable/|torch/headeronly/"
-        r"|torch/csrc/inductor/aoti_torch/c/shim|cuda_runtime",
+        r"|torch/csrc/inductor/aoti_torch/c/shim|cuda_runtime|sys/mman",
         "deny": r"ATen|c10/|pybind|torch/extension|torch/library\.h",
     },
 }
