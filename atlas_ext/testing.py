@@ -227,7 +227,7 @@ CASES: list[Case] = [
     _omega("wide_window", "W > C: the overhang spans chunks; no decay", (1, 11), W=8, alpha=False,
            objective="dot", chunk_size=3),
     _omega("one_token", "T = 1, W = 1, nothing optional", (2, 1), W=1, alpha=False,
-           output_final_state=False),
+           output_final_state=False, thorough=True),
     _omega("short", "T < C with features and learned scales", (1, 5), K=3, degree=2, scales=True,
            chunk_size=16, thorough=True),
     _omega("strided", "views of one projection, expanded gates", (2, 9), theta=True,

@@ -59,6 +59,7 @@ def run(
     return {**outputs, **{f"grad {name}": grad for name, grad in grads.items()}}
 
 
+@pytest.mark.filterwarnings("error:.*may not alias:UserWarning")
 @each_case
 def test_opcheck(case: Case) -> None:
     with Recorder() as recorder:
@@ -73,6 +74,17 @@ def test_opcheck(case: Case) -> None:
     for func, args, kwargs in recorder.calls:
         if func._schema.name in wanted:
             torch.library.opcheck(func, args, kwargs)
+
+
+@pytest.mark.parametrize("needed, enabled", [(True, True), (True, False), (False, True)])
+def test_checkpoints_are_written_for_training_alone(needed: bool, enabled: bool) -> None:
+    case = cases("omega_rule", thorough=True)[0]
+    inputs = require_grad(case.inputs(torch.float32), ["v"] if needed else [])
+    with Recorder() as recorder, torch.set_grad_enabled(enabled):
+        case.run(inputs)
+    ((func, args, _),) = recorder.calls
+    names = [argument.name for argument in func._schema.arguments]
+    assert args[names.index("save_checkpoints")] is (needed and enabled)
 
 
 def _tensors(args: tuple[Any, ...]) -> list[Tensor]:

@@ -183,12 +183,11 @@ def _fake(*args: Any) -> tuple[Any, ...]:
 
 def _backward_fake(*args: Any) -> tuple[list[Tensor], ...]:
     inputs, mask = args[7:23], args[33]
-    nothing = inputs[0].new_empty(0)
 
     def like(tensor: Tensor) -> Tensor:
         return tensor.new_empty(tensor.shape)
 
-    grads = [nothing] * len(_TENSOR_GRADS)
+    grads = [inputs[0].new_empty(0) for _ in _TENSOR_GRADS]  # outputs must not alias
     lists: list[list[Tensor]] = [[], [], []]
     for bit, index in enumerate(_DIFFERENTIABLE):
         value = inputs[index]
