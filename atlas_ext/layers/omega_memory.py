@@ -19,6 +19,7 @@ Gates = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 # Values of the gates before training (spec: alpha about 0.99 or more, theta about 0.9).
 INITIAL_ALPHA = 0.995
 INITIAL_THETA = 0.9
+INITIAL_WRITES = 0.125  # sum of the Newton-Schulz steps that a memory holds
 INITIAL_GAMMA_SINGLE = 0.95  # a window of one: a sigmoid never reaches 1
 
 
@@ -37,15 +38,18 @@ def memory_shapes(
     raise ValueError(f"OmegaMemory: memory: wanted 'linear', 'mlp' or 'gated_mlp', got {memory!r}")
 
 
-def default_step_size(objective: str, momentum: bool, ns_steps: int, chunk_size: int) -> float:
+def default_step_size(
+    objective: str, momentum: bool, ns_steps: int, ns_every: int, chunk_size: int
+) -> float:
     """A step eta that neither diverges nor swamps the learned memory before training.
 
-    Newton-Schulz output has spectral norm about 1, so the step is small beside 1. Plain descent on
-    the l2 loss sees `chunk_size` gradients of the same frozen memory, amplified by the momentum;
-    their summed step must stay below the curvature's limit. The dot loss has no curvature.
+    Newton-Schulz output has spectral norm about 1, whatever the gradient: the writes that the
+    initial alpha keeps sum to `INITIAL_WRITES` at most. Plain descent on the l2 loss sees
+    `chunk_size` gradients of the same frozen memory, amplified by the momentum; their summed step
+    must stay below the curvature's limit. The dot loss has no curvature.
     """
     if ns_steps > 0:
-        return 0.01
+        return INITIAL_WRITES * (1.0 - INITIAL_ALPHA) * ns_every
     gain = 1.0 / (1.0 - INITIAL_THETA) if momentum else 1.0
     return 1.0 / gain if objective == "dot" else 1.0 / (gain * min(chunk_size, 64))
 
@@ -106,7 +110,7 @@ class OmegaMemory(nn.Module):
         self.momentum = momentum
         self.retention = retention
         self.step_size = (
-            default_step_size(objective, momentum, ns_steps, chunk_size)
+            default_step_size(objective, momentum, ns_steps, ns_every, chunk_size)
             if step_size is None
             else step_size
         )
