@@ -38,6 +38,12 @@ inline std::string dtype_name(ScalarType type) {
       return "bfloat16";
     case ScalarType::Half:
       return "float16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
     case ScalarType::Int:
       return "int32";
     case ScalarType::Long:

@@ -18,6 +18,23 @@ Tensor final_position(const Tensor& like, const cpu::OmegaInputs& in) {
   return position;
 }
 
+// Checkpoints are as many as shapes allow; an output must not hold the memory that no chunk wrote.
+void zero_unwritten(const Tensor& checkpoints, const cpu::OmegaInputs& in, int64_t chunk) {
+  for (int64_t n = 0; n < in.num_sequences; ++n) {
+    const cpu::OmegaSequence& sequence = in.sequences[n];
+    const int64_t length = sequence.end - sequence.begin;
+    const int64_t written = length == 0 ? 0 : (sequence.position % chunk + length - 1) / chunk + 1;
+    const int64_t first = sequence.first_checkpoint + written;
+    const int64_t end =
+        n + 1 < in.num_sequences ? in.sequences[n + 1].first_checkpoint : checkpoints.size(0);
+    if (first < end) {
+      Tensor rest = checkpoints;
+      rest = torch::stable::narrow(rest, 0, first, end - first);
+      torch::stable::zero_(rest);
+    }
+  }
+}
+
 Forward omega_rule_cpu(
     const Tensor& q, const Tensor& k, const Tensor& v,  // [B, T, H, K], [B, T, H, K], [B, T, H, V]
     const Tensor& gamma, const Tensor& eta,             // [B, T, H, W], [B, T, H]
@@ -47,14 +64,13 @@ Forward omega_rule_cpu(
     return torch::stable::new_empty(q, {shape.sequences, shape.window - 1, shape.heads, width},
                                     given ? given->scalar_type() : tokens.scalar_type());
   };
-  const Tensor nothing = torch::stable::new_empty(q, {0});
   Forward result{
       new_result(v, {shape.batch, shape.tokens, shape.heads, shape.value}, v.scalar_type()),
       {},
       {},
       {},
-      nothing,
-      nothing,
+      torch::stable::new_empty(q, {0}),  // one each: outputs must not alias
+      torch::stable::new_empty(q, {0}),
       torch::stable::new_empty(q, {0}, ScalarType::Long),
       {}};
   auto& [o, final_weights, final_momentum, final_chunk, final_k, final_v, final_place,
@@ -80,6 +96,7 @@ Forward omega_rule_cpu(
     for (int i = 0; i < (log_theta ? 2 : 1); ++i)
       checkpoints.push_back(
           new_result(q, {call.checkpoints, shape.heads, shape.features, shape.value}, sums));
+    for (const Tensor& saved : checkpoints) zero_unwritten(saved, call.in, args.options.chunk_size);
     args.weights_checkpoints = checkpoints[0].mutable_data_ptr();
     if (log_theta) args.momentum_checkpoints = checkpoints[1].mutable_data_ptr();
   }

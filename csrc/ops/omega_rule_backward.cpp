@@ -73,9 +73,10 @@ Backward omega_rule_backward_cpu(
   args.grad_final_k_tail = strided(grad_k_tail);
   args.grad_final_v_tail = strided(grad_v_tail);
 
-  const Tensor nothing = torch::stable::new_empty(q, {0});
-  Backward result{Tensors(10, nothing), {}, {}, {}};
+  Backward result;
   auto& [grads, out_weights, out_momentum, out_chunk] = result;
+  for (int i = 0; i < 10; ++i)  // one each: outputs must not alias
+    grads.push_back(torch::stable::new_empty(q, {0}));
   const auto want = [&](const Tensor& like, cpu::MutableArray& array) {
     const Tensor grad =
         new_result(like, {like.sizes().begin(), like.sizes().end()}, like.scalar_type());
