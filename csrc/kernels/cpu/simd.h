@@ -37,9 +37,11 @@ ATLAS_INLINE void store(T* p, Vec<T> x) {
   *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = x;
 }
 
+// x - 0 is x for every x, which the compiler knows: one broadcast, from memory where x is there. (0
+// + x is not: -0.)
 template <class T>
 ATLAS_INLINE Vec<T> splat(T x) {
-  return Vec<T>{} + x;
+  return x - Vec<T>{};
 }
 
 template <int... I>
