@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
 
 import torch
 from _training import Run
 from torch import Tensor
-from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
 
+# the profiler's library writes "profiler_start" lines of its own to the terminal otherwise
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")
 STEPS = 3
 # first match wins; names of PyTorch's own operators
 KINDS = (
@@ -33,12 +36,12 @@ def operator_shares(run: Run, ids: Tensor) -> dict[str, float]:
     twin.scheduler = torch.optim.lr_scheduler.ConstantLR(twin.optimizer)
     twin.train_step(ids)
     cuda = run.device.type == "cuda"
-    # the profiler without Kineto, which writes lines of its own to the terminal
-    with profile(use_device="cuda" if cuda else None, use_kineto=cuda) as profiler:
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    with profile(activities=activities) as profiler:
         for _ in range(STEPS):
             twin.train_step(ids)
     time: dict[str, float] = {}
-    for event in profiler.function_events or ():
+    for event in profiler.events():
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total
         kind = _kind(event)
         time[kind] = time.get(kind, 0.0) + spent

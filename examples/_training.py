@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,7 @@ class Run:
         with Interrupt() as interrupt, tqdm(
             desc=self.name, total=steps * tokens, initial=self.step * tokens,
             unit="tok", unit_scale=True, dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 5.0,  # a log file gets few lines
         ) as bar:  # fmt: skip
             while self.step < steps and not interrupt.requested:
                 started = time.perf_counter()
