@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--degree", type=int, default=2, help="of the polynomial features; 0: none")
     add("--chunk-size", type=int, default=16, help="of both models")
     add("--ns-every", type=int, default=4, help="tokens between writes of Muon variants")
-    add("--step-size", type=float, default=0.02, help="initial eta of the first model")
+    add("--step-size", type=float, default=None, help="initial eta of the first model")
     add("--steps", type=int, default=600)
     add("--batch", type=int, default=8)
     add("--seq-len", type=int, default=256)
