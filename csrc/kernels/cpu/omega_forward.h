@@ -118,20 +118,20 @@ void end_forward(const OmegaForward& args, const Sizes& sz, const HeadState<T>& 
   store_tail(args.v_tail, args.in.v, args.in.v_tail, sequence, options, n, head, sz.value, line);
 }
 
-// All items of one task: task, task + tasks, ..., in groups that take turns.
+// The items of one task: groups of neighbouring heads that take turns, dealt round-robin.
 template <class T>
 void forward_items(const OmegaForward& args, const Sizes& sz, const PolyMap<T>& map,
-                   ForwardTask<T>& task, int64_t first, int64_t items, int64_t tasks) {
-  const int64_t turns = heads_in_turn<T>(sz);
-  for (; first < items; first += turns * tasks) {
-    int64_t count = 0;
-    for (int64_t item = first; item < items && count < turns; item += tasks)
-      begin_forward(args, sz, task.heads[count++], item, task.line);
+                   ForwardTask<T>& work, int64_t task, int64_t items, int64_t tasks) {
+  const int64_t turns = larger(1, smaller(heads_in_turn<T>(sz), items / tasks));
+  for (int64_t first = task * turns; first < items; first += tasks * turns) {
+    const int64_t count = smaller(turns, items - first);
+    for (int64_t i = 0; i < count; ++i)
+      begin_forward(args, sz, work.heads[i], first + i, work.line);
     for (bool more = true; more;) {
       more = false;
-      for (int64_t i = 0; i < count; ++i) more |= forward_chunk(args, sz, map, task, task.heads[i]);
+      for (int64_t i = 0; i < count; ++i) more |= forward_chunk(args, sz, map, work, work.heads[i]);
     }
-    for (int64_t i = 0; i < count; ++i) end_forward(args, sz, task.heads[i], task.line);
+    for (int64_t i = 0; i < count; ++i) end_forward(args, sz, work.heads[i], work.line);
   }
 }
 
