@@ -121,6 +121,11 @@ void backward_chunk(const OmegaBackward& args, const Sizes& sz, const PolyMap<T>
   const int64_t checkpoint = (sequence.first_checkpoint + chunk) * options.heads + head;
   const bool momentum = g.momentum != nullptr;
   load_chunk(task.chunk, sz, options, in, map, n, head, first, tokens);
+  const int64_t before = chunk_tokens_before(sequence, first, options.chunk_size);
+  announce_chunk(task.chunk.upcoming, sz, in, n, head, first - before, before);
+  if (args.grad_o)
+    task.chunk.upcoming.add(args.grad_o, sequence.batch, sequence.begin + first - before, head,
+                            sz.value);
   load_checkpoint(task.weights, args.weights_checkpoints, sz, checkpoint);
   if (momentum) load_checkpoint(task.momentum, args.momentum_checkpoints, sz, checkpoint);
   // Only the first chunk of a call can have a reference of its own: it may begin in mid-chunk.

@@ -35,6 +35,31 @@ inline Sizes sizes_of(const OmegaOptions& options, const OmegaInputs& in) {
   return s;
 }
 
+// Rows of the chunk that comes after this one. A head's rows lie so far apart that the hardware does
+// not foresee them; fetching them while this chunk is worked on costs nothing.
+struct Upcoming {
+  struct Rows {
+    const char* first;
+    int64_t step, bytes;
+  };
+  Rows rows[5];
+  int64_t tokens = 0;
+  int count = 0;
+
+  void add(const Strided& src, int64_t i, int64_t j, int64_t k, int64_t width) {
+    const int64_t size = src.array.dtype == Dtype::f64 ? 8 : src.array.dtype == Dtype::f32 ? 4 : 2;
+    rows[count++] = {static_cast<const char*>(src.array.data) + src.at(i, j, k) * size,
+                   src.stride[1] * size, width * size};
+  }
+
+  ATLAS_INLINE void prefetch(int64_t t) const {
+    if (t >= tokens) return;
+    for (int i = 0; i < count; ++i)
+      for (int64_t byte = 0; byte < rows[i].bytes; byte += 64)
+        __builtin_prefetch(rows[i].first + t * rows[i].step + byte, 0, 2);
+  }
+};
+
 // Rows i < rows() of the window are the `overhang` tokens before the chunk and the chunk's own; row
 // i is the token `first - overhang + i` of the call (negative: from the state's tail). Token t of
 // the chunk sees rows i <= overhang + t.
@@ -58,6 +83,7 @@ struct Chunk {
   T* m;              // [tokens] m_t = alpha_t m_{t-1}, m_{-1} = 1
   T* monomials;
   T* line;  // [window]
+  Upcoming upcoming;
 
   int64_t rows() const { return overhang + tokens; }
 
@@ -101,6 +127,18 @@ inline void exponentials(T* dst, const Strided& logs, const OmegaSequence& seque
              logs.stride[1]);
   for (int64_t t = 0; t < tokens; ++t)
     dst[t] = sizeof(T) == 4 ? __builtin_expf(dst[t]) : __builtin_exp(dst[t]);
+}
+
+// Tokens [first, first + tokens) of the sequence's part in this call come next.
+inline void announce_chunk(Upcoming& upcoming, const Sizes& sz, const OmegaInputs& in, int64_t n,
+                           int64_t head, int64_t first, int64_t tokens) {
+  const int64_t b = in.sequences[n].batch, begin = in.sequences[n].begin + first;
+  upcoming.tokens = tokens;
+  upcoming.count = 0;
+  upcoming.add(in.q, b, begin, head, sz.key);
+  upcoming.add(in.k, b, begin, head, sz.key);
+  upcoming.add(in.v, b, begin, head, sz.value);
+  upcoming.add(in.gamma, b, begin, head, sz.window);
 }
 
 // Loads the chunk of `tokens` tokens whose first is token `first` of the sequence's part in this
@@ -174,6 +212,7 @@ inline void scan_chunk(const Chunk<T>& c, const Sizes& sz, bool momentum) {
     T* cf = c.cf + t * sz.rp;
     fill_zero(a, sz.rp);
     fill_zero(cf, sz.rp);
+    c.upcoming.prefetch(t);
     if (t > 0 && momentum) axpy(a, c.theta[t], a - sz.rp, count - 1);
     add_gamma(a, c.gamma + t * sz.window, sz.window, count);
     if (t > 0) axpy(cf, c.alpha[t], cf - sz.rp, count - 1);

@@ -82,6 +82,9 @@ bool forward_chunk(const OmegaForward& args, const Sizes& sz, const PolyMap<T>& 
   const int64_t checkpoint = state.checkpoint++ * options.heads + state.head;
   const bool ends = state.first + tokens == length;
   load_chunk(task.chunk, sz, options, args.in, map, state.n, state.head, state.first, tokens);
+  const int64_t next = state.first + tokens;
+  announce_chunk(task.chunk.upcoming, sz, args.in, state.n, state.head, next,
+                 ends ? 0 : chunk_tokens(sequence, next, options.chunk_size));
   save_checkpoint(args.weights_checkpoints, state.weights, sz, checkpoint);
   if (momentum) save_checkpoint(args.momentum_checkpoints, state.momentum, sz, checkpoint);
   if (ends) store_state(args.chunk_weights, state.current_reference, sz, item, task.line);
