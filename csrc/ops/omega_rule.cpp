@@ -39,7 +39,8 @@ Forward omega_rule_cpu(
     const Tensor& q, const Tensor& k, const Tensor& v,  // [B, T, H, K], [B, T, H, K], [B, T, H, V]
     const Tensor& gamma, const Tensor& eta,             // [B, T, H, W], [B, T, H]
     const MaybeTensor& log_alpha, const MaybeTensor& log_theta,                     // [B, T, H]
-    const Tensors& weights, const Tensors& momentum, const Tensors& chunk_weights,  // [N, H, V, D]
+    const Tensors& weights, const Tensors& momentum,
+    const Tensors& chunk_weights,  // each [N, H, out, in]
     const MaybeTensor& k_tail, const MaybeTensor& v_tail,  // [N, W-1, H, K], [N, W-1, H, V]
     const MaybeTensor& position,                           // [N]
     const MaybeTensor& feature_scales,                     // [degree + 1]
@@ -56,9 +57,14 @@ Forward omega_rule_cpu(
                         ns_every, chunk_size});
   const OmegaShape& shape = call.shape;
   const ScalarType sums = compute_type(q);
-  const auto state_tensor = [&] {
-    return torch::stable::new_empty(q, {shape.sequences, shape.heads, shape.value, shape.features},
-                                    sums);
+  const auto new_state = [&] {
+    Tensors state;
+    for (int64_t l = 0; l < shape.matrices; ++l) {
+      const std::vector<int64_t> sizes = matrix_shape(shape, l);
+      state.push_back(torch::stable::new_empty(
+          q, {shape.sequences, shape.heads, sizes[0], sizes[1]}, sums));
+    }
+    return state;
   };
   const auto tail_tensor = [&](const MaybeTensor& given, const Tensor& tokens, int64_t width) {
     return torch::stable::new_empty(q, {shape.sequences, shape.window - 1, shape.heads, width},
@@ -80,25 +86,29 @@ Forward omega_rule_cpu(
   args.in = call.in;
   args.o = mutable_array(o);
   if (output_final_state) {
-    final_weights.push_back(state_tensor());
-    final_chunk.push_back(state_tensor());
-    if (log_theta) final_momentum.push_back(state_tensor());
+    final_weights = new_state();
+    final_chunk = new_state();
+    if (log_theta) final_momentum = new_state();
     final_k = tail_tensor(k_tail, k, shape.key);
     final_v = tail_tensor(v_tail, v, shape.value);
     final_place = final_position(q, call.in);
-    args.weights = mutable_array(final_weights[0]);
-    args.chunk_weights = mutable_array(final_chunk[0]);
-    if (log_theta) args.momentum = mutable_array(final_momentum[0]);
+    mutable_each(args.weights, final_weights);
+    mutable_each(args.chunk_weights, final_chunk);
+    mutable_each(args.momentum, final_momentum);
     args.k_tail = mutable_array(final_k);
     args.v_tail = mutable_array(final_v);
   }
   if (save_checkpoints) {
-    for (int i = 0; i < (log_theta ? 2 : 1); ++i)
-      checkpoints.push_back(
-          new_result(q, {call.checkpoints, shape.heads, shape.features, shape.value}, sums));
-    for (const Tensor& saved : checkpoints) zero_unwritten(saved, call.in, args.options.chunk_size);
-    args.weights_checkpoints = checkpoints[0].mutable_data_ptr();
-    if (log_theta) args.momentum_checkpoints = checkpoints[1].mutable_data_ptr();
+    for (void** saved : {args.weights_checkpoints, args.momentum_checkpoints}) {
+      if (saved == args.momentum_checkpoints && !log_theta) break;
+      for (int64_t l = 0; l < shape.matrices; ++l) {
+        const std::vector<int64_t> sizes = matrix_shape(shape, l);
+        checkpoints.push_back(
+            new_result(q, {call.checkpoints, shape.heads, sizes[1], sizes[0]}, sums));
+        zero_unwritten(checkpoints.back(), call.in, args.options.chunk_size);
+        saved[l] = checkpoints.back().mutable_data_ptr();
+      }
+    }
   }
   if (shape.sequences * shape.heads == 0) return result;
   const cpu::ParallelFor parallel = torch_threads();

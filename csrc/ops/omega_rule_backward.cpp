@@ -31,10 +31,10 @@ using Backward = std::tuple<Tensors, Tensors, Tensors, Tensors>;
 Backward omega_rule_backward_cpu(
     const MaybeTensor& grad_o,  // [B, T, H, V]
     const Tensors& grad_weights, const Tensors& grad_momentum,
-    const Tensors& grad_chunk_weights,  // [N, H, V, D]
+    const Tensors& grad_chunk_weights,  // each [N, H, out, in]
     const MaybeTensor& grad_k_tail,
     const MaybeTensor& grad_v_tail,  // [N, W-1, H, K], [N, W-1, H, V]
-    const Tensors& checkpoints,      // [checkpoints, H, D, V]
+    const Tensors& checkpoints,      // each [checkpoints, H, in, out]
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gamma, const Tensor& eta,
     const MaybeTensor& log_alpha, const MaybeTensor& log_theta, const Tensors& weights,
     const Tensors& momentum, const Tensors& chunk_weights, const MaybeTensor& k_tail,
@@ -51,25 +51,34 @@ Backward omega_rule_backward_cpu(
                        {objective, activation, residual, degree, ns_steps, ns_schedule, ns_scale,
                         ns_every, chunk_size});
   const OmegaShape& shape = call.shape;
-  ATLAS_CHECK(checkpoints.size() == (log_theta ? 2u : 1u), op, "checkpoints",
+  const size_t matrices = static_cast<size_t>(shape.matrices);
+  ATLAS_CHECK(checkpoints.size() == (log_theta ? 2 : 1) * matrices, op, "checkpoints",
               "what omega_rule returned with save_checkpoints",
               std::to_string(checkpoints.size()) + " tensors");
-  for (const Tensor& checkpoint : checkpoints) {
-    check_shape(op, "checkpoints", checkpoint,
-                {call.checkpoints, shape.heads, shape.features, shape.value},
-                "[checkpoints, H, D, V]");
+  for (size_t i = 0; i < checkpoints.size(); ++i) {
+    const Tensor& checkpoint = checkpoints[i];
+    const std::vector<int64_t> sizes = matrix_shape(shape, static_cast<int64_t>(i % matrices));
+    check_shape(op, "checkpoints", checkpoint, {call.checkpoints, shape.heads, sizes[1], sizes[0]},
+                "[checkpoints, H, in, out]");
     ATLAS_CHECK(checkpoint.is_contiguous() && checkpoint.scalar_type() == compute_type(q), op,
                 "checkpoints", "contiguous " + dtype_name(compute_type(q)), describe(checkpoint));
   }
+  for (const auto& [name, grads] : {std::pair<const char*, const Tensors&>{"weights", grad_weights},
+                                    {"momentum", grad_momentum},
+                                    {"chunk_weights", grad_chunk_weights}})
+    ATLAS_CHECK(grads.empty() || grads.size() == matrices, op, std::string("grad_") + name,
+                "none, or one for each of " + std::to_string(matrices) + " matrices",
+                std::to_string(grads.size()));
   cpu::OmegaBackward args{};
   args.options = call.options();
   args.in = call.in;
-  args.weights_checkpoints = checkpoints[0].const_data_ptr();
-  if (log_theta) args.momentum_checkpoints = checkpoints[1].const_data_ptr();
+  for (size_t i = 0; i < checkpoints.size(); ++i)
+    (i < matrices ? args.weights_checkpoints : args.momentum_checkpoints)[i % matrices] =
+        checkpoints[i].const_data_ptr();
   args.grad_o = strided(grad_o);
-  args.grad_final_weights = strided_first(grad_weights);
-  args.grad_final_momentum = strided_first(grad_momentum);
-  args.grad_final_chunk_weights = strided_first(grad_chunk_weights);
+  strided_each(args.grad_final_weights, grad_weights);
+  strided_each(args.grad_final_momentum, grad_momentum);
+  strided_each(args.grad_final_chunk_weights, grad_chunk_weights);
   args.grad_final_k_tail = strided(grad_k_tail);
   args.grad_final_v_tail = strided(grad_v_tail);
 
@@ -92,13 +101,15 @@ Backward omega_rule_backward_cpu(
   if (log_theta && (grad_mask & kLogTheta)) grads[6] = want(*log_theta, args.grad_log_theta);
   if (k_tail && (grad_mask & kKTail)) grads[7] = want(*k_tail, args.grad_k_tail);
   if (v_tail && (grad_mask & kVTail)) grads[8] = want(*v_tail, args.grad_v_tail);
-  if (grad_mask & kWeights) out_weights.push_back(want(weights[0], args.grad_weights));
-  if (!momentum.empty() && (grad_mask & kMomentum)) {
-    out_momentum.push_back(want(momentum[0], args.grad_momentum));
-    if (!log_theta) torch::stable::zero_(out_momentum[0]);
+  for (size_t l = 0; l < matrices; ++l) {
+    if (grad_mask & kWeights) out_weights.push_back(want(weights[l], args.grad_weights[l]));
+    if (!momentum.empty() && (grad_mask & kMomentum)) {
+      out_momentum.push_back(want(momentum[l], args.grad_momentum[l]));
+      if (!log_theta) torch::stable::zero_(out_momentum[l]);
+    }
+    if (!chunk_weights.empty() && (grad_mask & kChunkWeights))
+      out_chunk.push_back(want(chunk_weights[l], args.grad_chunk_weights[l]));
   }
-  if (!chunk_weights.empty() && (grad_mask & kChunkWeights))
-    out_chunk.push_back(want(chunk_weights[0], args.grad_chunk_weights));
   const bool wants_scales = feature_scales && (grad_mask & kScales);
   Tensor scales;
   if (wants_scales) {

@@ -1,6 +1,16 @@
 #include "ops/omega_rule_cpu.h"
 
 namespace atlas::ops {
+namespace {
+
+kernels::cpu::Activation activation_of(const std::string& name) {
+  using kernels::cpu::Activation;
+  return name == "gelu"   ? Activation::gelu
+         : name == "silu" ? Activation::silu
+                          : Activation::identity;
+}
+
+}  // namespace
 
 OmegaCpuOptions::OmegaCpuOptions(const OmegaShape& shape, const OmegaRuleOptions& given,
                                  const MaybeTensor& feature_scales, const MaybeTensor& ns_table,
@@ -10,6 +20,9 @@ OmegaCpuOptions::OmegaCpuOptions(const OmegaShape& shape, const OmegaRuleOptions
   options.value_dim = shape.value;
   options.window = shape.window;
   options.chunk_size = given.chunk_size;
+  options.matrices = static_cast<int>(shape.matrices);
+  options.hidden = shape.hidden;
+  options.activation = activation_of(given.activation);
   options.degree = static_cast<int>(given.degree);
   options.l2 = given.objective == "l2";
   options.residual = given.residual;
@@ -19,8 +32,11 @@ OmegaCpuOptions::OmegaCpuOptions(const OmegaShape& shape, const OmegaRuleOptions
   }
   options.roots = roots_.data();
   schedule_ = schedule_rows(ns_table, given.ns_schedule, given.ns_steps);
-  options.ns = {schedule_.data(), static_cast<int>(given.ns_steps),
-                ns_factor(given.ns_scale, shape.value, shape.features), 1e-7};
+  options.ns = {schedule_.data(), static_cast<int>(given.ns_steps), 1.0, 1e-7};
+  for (int64_t l = 0; l < shape.matrices; ++l) {
+    const std::vector<int64_t> sizes = matrix_shape(shape, l);
+    options.ns_scales[l] = ns_factor(given.ns_scale, sizes[0], sizes[1]);
+  }
   options.ns_every = given.ns_every;
   options.is_double = sums == ScalarType::Double;
 }
@@ -40,28 +56,30 @@ OmegaCall::OmegaCall(const char* op, const Tensor& q, const Tensor& k, const Ten
            v.size(3),     features_of(q.size(3), given.degree),
            gamma.size(3), cu_seqlens ? cu_seqlens->numel() - 1 : q.size(0)};
   const bool has_state = !chunk_weights.empty();
-  check_memory(op, has_state ? "initial_state.weights" : "weights", weights, q, shape, has_state);
+  const char* name = has_state ? "initial_state.weights" : "weights";
+  set_memory(shape, op, name, weights);
+  check_memory(op, name, weights, q, shape, has_state);
   if (has_state)
     check_state(op, "initial_state.", momentum, chunk_weights, *k_tail, *v_tail, *position, q,
                 shape);
 
   held = std::make_unique<OmegaCpuOptions>(shape, given, feature_scales, ns_table, compute_type(q));
   find_sequences(op, position, cu_seqlens);
-  in = {strided(q),
-        strided(k),
-        strided(v),
-        strided(gamma),
-        strided(eta),
-        strided(log_alpha),
-        strided(log_theta),
-        strided_first(weights),
-        strided_first(momentum),
-        strided_first(chunk_weights),
-        strided(k_tail),
-        strided(v_tail),
-        sequences_.data(),
-        shape.sequences,
-        shape.tokens};
+  in.q = strided(q);
+  in.k = strided(k);
+  in.v = strided(v);
+  in.gamma = strided(gamma);
+  in.eta = strided(eta);
+  in.log_alpha = strided(log_alpha);
+  in.log_theta = strided(log_theta);
+  strided_each(in.weights, weights);
+  strided_each(in.momentum, momentum);
+  strided_each(in.chunk_weights, chunk_weights);
+  in.k_tail = strided(k_tail);
+  in.v_tail = strided(v_tail);
+  in.sequences = sequences_.data();
+  in.num_sequences = shape.sequences;
+  in.tokens = shape.tokens;
 }
 
 void OmegaCall::find_sequences(const char* op, const MaybeTensor& position,

@@ -22,8 +22,13 @@ inline kernels::cpu::Strided strided(const MaybeTensor& tensor) {
   return tensor ? strided(*tensor) : kernels::cpu::Strided();
 }
 
-inline kernels::cpu::Strided strided_first(const Tensors& tensors) {
-  return tensors.empty() ? kernels::cpu::Strided() : strided(tensors[0]);
+// A memory's matrices; an empty list leaves all absent.
+inline void strided_each(kernels::cpu::Strided* views, const Tensors& matrices) {
+  for (size_t l = 0; l < matrices.size(); ++l) views[l] = strided(matrices[l]);
+}
+
+inline void mutable_each(kernels::cpu::MutableArray* arrays, const Tensors& matrices) {
+  for (size_t l = 0; l < matrices.size(); ++l) arrays[l] = mutable_array(matrices[l]);
 }
 
 // The kernels' options, with what they point to.

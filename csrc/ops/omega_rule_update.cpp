@@ -54,7 +54,8 @@ Tensor omega_rule_update_cpu(
     const Tensor& q, const Tensor& k, const Tensor& v,           // [M, H, K], [M, H, K], [M, H, V]
     const Tensor& gamma, const Tensor& eta,                      // [M, H, W], [M, H]
     const MaybeTensor& log_alpha, const MaybeTensor& log_theta,  // [M, H]
-    const Tensors& weights, const Tensors& momentum, const Tensors& chunk_weights,  // [N, H, V, D]
+    const Tensors& weights, const Tensors& momentum,
+    const Tensors& chunk_weights,  // each [N, H, out, in]
     const Tensor& k_tail, const Tensor& v_tail,  // [N, W-1, H, K], [N, W-1, H, V]
     const Tensor& position,                      // [N]
     const MaybeTensor& state_indices,            // [M]
@@ -68,14 +69,15 @@ Tensor omega_rule_update_cpu(
   check_tokens(kOp, "M, H", q, k, v, gamma, eta, log_alpha, log_theta);
   check_options(kOp, given, ns_table, feature_scales, q, v);
   ATLAS_CHECK(position.dim() == 1, kOp, "state.position", "int64 [N]", describe(position));
-  const OmegaShape shape{1,
-                         q.size(0),
-                         q.size(1),
-                         q.size(2),
-                         v.size(2),
-                         features_of(q.size(2), degree),
-                         gamma.size(2),
-                         position.size(0)};
+  OmegaShape shape{1,
+                   q.size(0),
+                   q.size(1),
+                   q.size(2),
+                   v.size(2),
+                   features_of(q.size(2), degree),
+                   gamma.size(2),
+                   position.size(0)};
+  set_memory(shape, kOp, "state.weights", weights);
   check_memory(kOp, "state.weights", weights, q, shape, true);
   check_state(kOp, "state.", momentum, chunk_weights, k_tail, v_tail, position, q, shape);
   ATLAS_CHECK(
@@ -94,25 +96,26 @@ Tensor omega_rule_update_cpu(
   const Tensor o = torch::stable::new_empty(v, {shape.tokens, shape.heads, shape.value});
   if (shape.tokens == 0) return o;
   const OmegaCpuOptions held(shape, given, feature_scales, ns_table, compute_type(q));
-  cpu::OmegaUpdate args{
-      held.options,
-      strided(q),
-      strided(k),
-      strided(v),
-      strided(gamma),
-      strided(eta),
-      strided(log_alpha),
-      strided(log_theta),
-      state_view("weights", weights[0]),
-      momentum.empty() ? cpu::StridedState() : state_view("momentum", momentum[0]),
-      state_view("chunk_weights", chunk_weights[0]),
-      state_view("k_tail", k_tail),
-      state_view("v_tail", v_tail),
-      slots.data(),
-      positions.data(),
-      mutable_array(o),
-      shape.tokens,
-      nullptr};
+  cpu::OmegaUpdate args{};
+  args.options = held.options;
+  args.q = strided(q);
+  args.k = strided(k);
+  args.v = strided(v);
+  args.gamma = strided(gamma);
+  args.eta = strided(eta);
+  args.log_alpha = strided(log_alpha);
+  args.log_theta = strided(log_theta);
+  for (size_t l = 0; l < weights.size(); ++l) {
+    args.weights[l] = state_view("weights", weights[l]);
+    if (log_theta) args.momentum[l] = state_view("momentum", momentum[l]);
+    args.chunk_weights[l] = state_view("chunk_weights", chunk_weights[l]);
+  }
+  args.k_tail = state_view("k_tail", k_tail);
+  args.v_tail = state_view("v_tail", v_tail);
+  args.slots = slots.data();
+  args.positions = positions.data();
+  args.o = mutable_array(o);
+  args.rows = shape.tokens;
   if (shape.heads > 0) {
     const cpu::ParallelFor parallel = torch_threads();
     const Tensor memory = scratch(q, cpu::omega_update_scratch(args, parallel));

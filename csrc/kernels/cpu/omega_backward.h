@@ -2,7 +2,7 @@
 // omega_rule.inc.h.
 #pragma once
 #include "kernels/cpu/omega_io.h"
-#include "kernels/cpu/omega_muon.h"
+#include "kernels/cpu/omega_muon_backward.h"
 
 namespace atlas::kernels::cpu::ATLAS_ISA {
 namespace {
@@ -10,11 +10,12 @@ namespace {
 template <class T>
 struct BackwardTask {
   Chunk<T> chunk;
+  Signals<T> signals;
   ChunkGrads<T> grads;
   DualBackwardWork<T> dual;
   MuonBackwardWork<T> muon;
-  T *weights, *momentum, *reference, *grad_reference;  // [D, vp]
-  T* e;                                                // [rows, vp]
+  SignalsBackwardWork<T> inner;
+  T *weights, *momentum, *reference, *grad_reference;  // states
   T* q;                                                // [tokens, kp] gradient of q
   T* k;                                                // [rows, kp] gradient of the window's keys
   T *k_sum, *v_sum;                                    // [W-1 + chunk, kp], [W-1 + chunk, vp]
@@ -23,14 +24,15 @@ struct BackwardTask {
 
   BackwardTask(Arena<T>& arena, const Sizes& sz, const OmegaOptions& options, bool with_momentum)
       : chunk(arena, sz, options.degree),
+        signals(arena, sz),
         grads(arena, sz, with_momentum),
         dual(arena, sz, options),
-        muon(arena, sz, options) {
-    weights = arena.take(sz.features * sz.vp);
-    momentum = arena.take(sz.features * sz.vp);
-    reference = arena.take(sz.features * sz.vp);
-    grad_reference = arena.take(sz.features * sz.vp);
-    e = arena.take(sz.rows * sz.vp);
+        muon(arena, sz, options),
+        inner(arena, sz) {
+    weights = arena.take(sz.state);
+    momentum = arena.take(sz.state);
+    reference = arena.take(sz.state);
+    grad_reference = arena.take(sz.state);
     q = options.degree == 0 ? grads.u : arena.take(sz.chunk * sz.kp + kWidth<T>);
     k = options.degree == 0 ? grads.x : arena.take(sz.rows * sz.kp + kWidth<T>);
     k_sum = arena.take(sz.rows * sz.kp);
@@ -40,22 +42,15 @@ struct BackwardTask {
   }
 };
 
-// From the gradients of e, u and x to those of k, q, v and M_ref: e_i = M_ref(x_i) - v_i, x_i =
-// phi(k_i), u_t = phi(q_t).
+// From the gradients of d, u and x to those of k, q, v and M_ref: x_i = phi(k_i), u_t = phi(q_t).
 template <class T>
 void chunk_inputs_backward(BackwardTask<T>& task, const Sizes& sz, const OmegaOptions& options,
                            const PolyMap<T>& map, const T* reference) {
   const Chunk<T>& c = task.chunk;
   const ChunkGrads<T>& g = task.grads;
-  if (options.l2) {
-    gemm(sz.features, sz.value, c.rows(), transposed(c.x, sz.dp), g.e, sz.vp, task.grad_reference,
-         sz.vp, T(1), T(1));
-    if (g.wants_x) {
-      transpose(task.line, sz.dp, reference, sz.vp, sz.features, sz.value);
-      gemm(c.rows(), sz.features, sz.value, plain(g.e, sz.vp), task.line, sz.dp, g.x, sz.dp, T(1),
-           T(1));
-    }
-  }
+  const T* grad_e = g.d[sz.last()];
+  memory_signals_backward({{g.d[0], g.d[1], g.d[2]}, g.h, g.x, task.grad_reference, g.wants_x},
+                          task.signals, c, sz, options, reference, task.inner);
   if (g.wants_u) {
     if (options.degree > 0) {
       fill_zero(task.q, c.tokens * sz.kp + kWidth<T>);
@@ -75,7 +70,7 @@ void chunk_inputs_backward(BackwardTask<T>& task, const Sizes& sz, const OmegaOp
                           c.monomials, task.upper);
     }
     for (int64_t i = 0; options.residual && options.l2 && i < c.rows(); ++i)
-      axpy(task.k + i * sz.kp, T(1), g.e + i * sz.vp, sz.value);
+      axpy(task.k + i * sz.kp, T(1), grad_e + i * sz.vp, sz.value);
     if (options.ns.steps == 0) causal_write(task.k, c, sz, g.scores, c.q, sz.kp, sz.key);
   }
 }
@@ -89,11 +84,10 @@ void begin_backward(const OmegaBackward& args, const Sizes& sz, BackwardTask<T>&
   const ChunkGrads<T>& g = task.grads;
   const int64_t length = sequence.end - sequence.begin, end_position = sequence.position + length;
   const int64_t tokens = chunk_tokens_before(sequence, length, args.options.chunk_size);
-  const int64_t size = sz.features * sz.vp;
-  load_grad_state(g.weights, args.grad_final_weights, sz, n, head, task.line);
+  load_state(g.weights, args.grad_final_weights, sz, n, head, task.line);
   if (g.momentum != nullptr)
-    load_grad_state(g.momentum, args.grad_final_momentum, sz, n, head, task.line);
-  load_grad_state(task.grad_reference, args.grad_final_chunk_weights, sz, n, head, task.line);
+    load_state(g.momentum, args.grad_final_momentum, sz, n, head, task.line);
+  load_state(task.grad_reference, args.grad_final_chunk_weights, sz, n, head, task.line);
   load_tail_grads(task.k_sum, args.grad_final_k_tail, sz, sz.kp, sz.key, n, head, end_position,
                   tokens);
   load_tail_grads(task.v_sum, args.grad_final_v_tail, sz, sz.vp, sz.value, n, head, end_position,
@@ -102,8 +96,8 @@ void begin_backward(const OmegaBackward& args, const Sizes& sz, BackwardTask<T>&
   // The final chunk_weights are M_T where the last token closed a chunk, else the last chunk's
   // M_ref.
   if (length > 0 && end_position % args.options.chunk_size == 0) {
-    axpy(g.weights, T(1), task.grad_reference, size);
-    fill_zero(task.grad_reference, size);
+    axpy(g.weights, T(1), task.grad_reference, sz.state);
+    fill_zero(task.grad_reference, sz.state);
   }
 }
 
@@ -129,23 +123,24 @@ void backward_chunk(const OmegaBackward& args, const Sizes& sz, const PolyMap<T>
   load_checkpoint(task.weights, args.weights_checkpoints, sz, checkpoint);
   if (momentum) load_checkpoint(task.momentum, args.momentum_checkpoints, sz, checkpoint);
   // Only the first chunk of a call can have a reference of its own: it may begin in mid-chunk.
-  const bool own_reference = chunk == 0 && in.chunk_weights;
+  const bool own_reference = chunk == 0 && in.chunk_weights[0];
   const T* reference = own_reference ? task.reference : task.weights;
   if (own_reference) load_state(task.reference, in.chunk_weights, sz, n, head, task.line);
   fill_zero(g.y, tokens * sz.vp);
   for (int64_t t = 0; args.grad_o && t < tokens; ++t)
     load_row(g.y + t * sz.vp, sz.vp, args.grad_o, sequence.batch, sequence.begin + first + t, head,
              sz.value);
-  error_signals(task.e, c, sz, options, reference);
+  memory_signals(task.signals, c, sz, options, reference, task.line);
   if (options.ns.steps > 0)
-    muon_backward(g, c, sz, options, momentum, task.weights, task.momentum, task.e, task.muon);
+    muon_backward(g, c, sz, options, momentum, task.weights, task.momentum, task.signals,
+                  task.muon);
   else
-    dual_backward(g, c, sz, map, task.weights, momentum ? task.momentum : nullptr, task.e,
-                  task.dual);
+    dual_backward(g, c, sz, options, map, task.weights, momentum ? task.momentum : nullptr,
+                  task.signals, task.dual);
   chunk_inputs_backward(task, sz, options, map, reference);
   if (own_reference) return;
-  axpy(g.weights, T(1), task.grad_reference, sz.features * sz.vp);
-  fill_zero(task.grad_reference, sz.features * sz.vp);
+  axpy(g.weights, T(1), task.grad_reference, sz.state);
+  fill_zero(task.grad_reference, sz.state);
 }
 
 // What is left after the first chunk: the gradients of the state that the call began with.
@@ -154,10 +149,10 @@ void end_backward(const OmegaBackward& args, const Sizes& sz, BackwardTask<T>& t
                   int64_t head) {
   const ChunkGrads<T>& g = task.grads;
   const int64_t heads = args.options.heads, item = n * heads + head, slots = sz.window - 1;
-  if (args.in.chunk_weights)
+  if (args.in.chunk_weights[0])
     store_state(args.grad_chunk_weights, task.grad_reference, sz, item, task.line);
   else
-    axpy(g.weights, T(1), task.grad_reference, sz.features * sz.vp);
+    axpy(g.weights, T(1), task.grad_reference, sz.state);
   store_state(args.grad_weights, g.weights, sz, item, task.line);
   if (g.momentum != nullptr) store_state(args.grad_momentum, g.momentum, sz, item, task.line);
   for (int64_t slot = 0; slot < slots; ++slot) {
@@ -193,7 +188,7 @@ void backward_item(const OmegaBackward& args, const Sizes& sz, const PolyMap<T>&
     const int64_t next = chunk_tokens_before(sequence, first, chunk_size);
     if (task.grads.wants_x)
       settle_rows(task.k_sum, task.k, T(1), c, sz, sz.kp, sz.key, args.grad_k, row, heads, next);
-    settle_rows(task.v_sum, task.grads.e, T(-1), c, sz, sz.vp, sz.value, args.grad_v, row, heads,
+    settle_rows(task.v_sum, task.grads.d[sz.last()], T(-1), c, sz, sz.vp, sz.value, args.grad_v, row, heads,
                 next);
   }
   end_backward(args, sz, task, n, head);

@@ -1,39 +1,12 @@
-// One chunk of the Omega rule with a linear memory: its rows, its decay scans forward and backward
+// One chunk of the Omega rule: its rows, its decay scans forward and backward
 // (docs/math/omega_rule.md). Included by kernel bodies after isa_begin.h.
 #pragma once
 #include "kernels/cpu/arena.h"
 #include "kernels/cpu/gemm.h"
-#include "kernels/cpu/omega_rule.h"
+#include "kernels/cpu/omega_sizes.h"
 #include "kernels/cpu/poly_row.h"
 
 namespace atlas::kernels::cpu::ATLAS_ISA {
-
-// Sizes that are fixed for one call. The state is held transposed, [D, vp]: reads and writes then
-// run along V.
-struct Sizes {
-  int64_t key, value, features, window, chunk,
-      rows;                // rows: most window rows of a chunk, chunk + window - 1
-  int64_t kp, vp, dp, rp;  // leading dimensions: whole vectors
-};
-
-template <class T>
-inline Sizes sizes_of(const OmegaOptions& options, const OmegaInputs& in) {
-  Sizes s;
-  int64_t longest = 1;
-  for (int64_t n = 0; n < in.num_sequences; ++n)
-    longest = larger(longest, in.sequences[n].end - in.sequences[n].begin);
-  s.key = options.key_dim;
-  s.value = options.value_dim;
-  s.features = options.features();
-  s.window = options.window;
-  s.chunk = smaller(options.chunk_size, longest);
-  s.rows = s.chunk + s.window - 1;
-  s.kp = padded<T>(s.key);
-  s.vp = padded<T>(s.value);
-  s.dp = padded<T>(s.features);
-  s.rp = padded<T>(s.rows);
-  return s;
-}
 
 // Rows of the chunk that comes after this one. A head's rows lie so far apart that the hardware does
 // not foresee them; fetching them while this chunk is worked on costs nothing.
@@ -189,17 +162,6 @@ template <class T>
 ATLAS_INLINE void add_gamma(T* row, const T* gamma, int64_t window, int64_t count) {
   const int64_t seen = smaller(window, count);
   axpy(row + count - seen, T(1), gamma + window - seen, seen);
-}
-
-// e [rows, vp] = the error signals at M_ref: M_ref(x_i) - v_i (l2) or -v_i (dot).
-template <class T>
-inline void error_signals(T* e, const Chunk<T>& c, const Sizes& sz, const OmegaOptions& options,
-                          const T* reference) {
-  for (int64_t i = 0; i < c.rows() * sz.vp; ++i) e[i] = -c.values[i];
-  if (!options.l2) return;
-  if (options.residual)
-    for (int64_t i = 0; i < c.rows(); ++i) axpy(e + i * sz.vp, T(1), c.k + i * sz.kp, sz.value);
-  gemm(c.rows(), sz.value, sz.features, plain(c.x, sz.dp), reference, sz.vp, e, sz.vp, T(1), T(1));
 }
 
 // The scans over the whole chunk, every row zero beyond the rows that its token sees.

@@ -12,7 +12,7 @@ template <class T>
 struct HeadState {
   int64_t n, head;
   int64_t first, checkpoint;          // of the next chunk
-  T *weights, *momentum, *reference;  // [D, vp]
+  T *weights, *momentum, *reference;  // states
   const T* current_reference;         // weights, but for a call that begins in mid-chunk
 };
 
@@ -23,28 +23,30 @@ constexpr int64_t kMostTurns = 4;
 template <class T>
 int64_t heads_in_turn(const Sizes& sz) {
   constexpr int64_t budget = 128 << 10;
-  const int64_t state = 2 * sz.features * sz.vp * static_cast<int64_t>(sizeof(T));
-  return larger(1, smaller(kMostTurns, budget / state));
+  const int64_t bytes = 2 * sz.state * static_cast<int64_t>(sizeof(T));
+  return larger(1, smaller(kMostTurns, budget / bytes));
 }
 
 template <class T>
 struct ForwardTask {
   Chunk<T> chunk;
+  Signals<T> signals;
   DualWork<T> dual;
   MuonWork<T> muon;
   HeadState<T> heads[kMostTurns];
-  T* e;     // [rows, vp]
   T* y;     // [tokens, vp]
   T* line;  // line_elements
 
   ForwardTask(Arena<T>& arena, const Sizes& sz, const OmegaOptions& options)
-      : chunk(arena, sz, options.degree), dual(arena, sz, options), muon(arena, sz, options) {
+      : chunk(arena, sz, options.degree),
+        signals(arena, sz),
+        dual(arena, sz, options),
+        muon(arena, sz, options) {
     for (int64_t i = 0; i < heads_in_turn<T>(sz); ++i) {
-      heads[i].weights = arena.take(sz.features * sz.vp);
-      heads[i].momentum = arena.take(sz.features * sz.vp);
-      heads[i].reference = arena.take(sz.features * sz.vp);
+      heads[i].weights = arena.take(sz.state);
+      heads[i].momentum = arena.take(sz.state);
+      heads[i].reference = arena.take(sz.state);
     }
-    e = arena.take(sz.rows * sz.vp);
     y = arena.take(sz.chunk * sz.vp);
     line = arena.take(line_elements(sz));
   }
@@ -53,18 +55,17 @@ struct ForwardTask {
 template <class T>
 void begin_forward(const OmegaForward& args, const Sizes& sz, HeadState<T>& state, int64_t item,
                    T* line) {
-  const bool momentum = args.in.log_theta && args.in.momentum;
   state.n = item / args.options.heads;
   state.head = item % args.options.heads;
   state.first = 0;
   state.checkpoint = args.in.sequences[state.n].first_checkpoint;
   load_state(state.weights, args.in.weights, sz, state.n, state.head, line);
-  if (momentum)
+  if (args.in.log_theta)
     load_state(state.momentum, args.in.momentum, sz, state.n, state.head, line);
   else
-    fill_zero(state.momentum, sz.features * sz.vp);
+    fill_zero(state.momentum, sz.state);
   state.current_reference = state.weights;
-  if (!args.in.chunk_weights) return;
+  if (!args.in.chunk_weights[0]) return;
   load_state(state.reference, args.in.chunk_weights, sz, state.n, state.head, line);
   state.current_reference = state.reference;
 }
@@ -88,13 +89,13 @@ bool forward_chunk(const OmegaForward& args, const Sizes& sz, const PolyMap<T>& 
   save_checkpoint(args.weights_checkpoints, state.weights, sz, checkpoint);
   if (momentum) save_checkpoint(args.momentum_checkpoints, state.momentum, sz, checkpoint);
   if (ends) store_state(args.chunk_weights, state.current_reference, sz, item, task.line);
-  error_signals(task.e, task.chunk, sz, options, state.current_reference);
+  memory_signals(task.signals, task.chunk, sz, options, state.current_reference, task.line);
   if (options.ns.steps > 0)
-    muon_forward(task.y, state.weights, state.momentum, task.chunk, sz, options, momentum, task.e,
-                 task.muon);
+    muon_forward(task.y, state.weights, state.momentum, task.chunk, sz, options, momentum,
+                 task.signals, task.muon);
   else
-    dual_forward(task.y, state.weights, momentum ? state.momentum : nullptr, task.chunk, sz, map,
-                 task.e, task.dual, !ends || args.weights.data != nullptr);
+    dual_forward(task.y, state.weights, momentum ? state.momentum : nullptr, task.chunk, sz,
+                 options, map, task.signals, task.dual, !ends || args.weights[0].data != nullptr);
   const int64_t row =
       (sequence.batch * args.in.tokens + sequence.begin + state.first) * options.heads + state.head;
   for (int64_t t = 0; t < tokens; ++t) {

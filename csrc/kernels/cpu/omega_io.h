@@ -2,49 +2,66 @@
 // in the backward pass the gradients of gates, keys and values. Included by kernel bodies after
 // isa_begin.h.
 #pragma once
-#include "kernels/cpu/omega_dual.h"
+#include "kernels/cpu/omega_dual_backward.h"
 
 namespace atlas::kernels::cpu::ATLAS_ISA {
 
-// A buffer for a whole state [V, dp], or for any single row on its way in or out.
+// A buffer for any matrix of the state as [out, ip], or for any single row on its way in or out.
 inline int64_t line_elements(const Sizes& sz) {
-  return larger(sz.value * sz.dp, larger(sz.window, larger(sz.kp, sz.vp)));
+  int64_t most = larger(sz.window, larger(sz.kp, sz.vp));
+  for (int l = 0; l < sz.matrices; ++l) most = larger(most, sz.matrix[l].out * sz.matrix[l].ip);
+  return most;
 }
 
-// dst [D, vp] = src [n, head, V, D] transposed, zero-padded.
+// state = src, each [n, head, out, in] transposed to [in, op], zero-padded; absent: zero.
 template <class T>
-inline void load_state(T* dst, const Strided& src, const Sizes& sz, int64_t n, int64_t head,
+inline void load_state(T* state, const Strided* src, const Sizes& sz, int64_t n, int64_t head,
                        T* line) {
-  for (int64_t row = 0; row < sz.value; ++row)
-    load_row(line + row * sz.dp, sz.dp, src, n, head, row, sz.features);
-  transpose(dst, sz.vp, line, sz.dp, sz.value, sz.features);
+  if (!src[0]) return fill_zero(state, sz.state);
+  for (int l = 0; l < sz.matrices; ++l) {
+    const MatrixSizes& m = sz.matrix[l];
+    for (int64_t row = 0; row < m.out; ++row)
+      load_row(line + row * m.ip, m.ip, src[l], n, head, row, m.in);
+    transpose(state + m.at, m.op, line, m.ip, m.out, m.in);
+  }
 }
 
-// dst [N, H, V, D] = src [D, vp] transposed
+// dst, each [N, H, out, in], = state transposed.
 template <class T>
-inline void store_state(const MutableArray& dst, const T* src, const Sizes& sz, int64_t item,
+inline void store_state(const MutableArray* dst, const T* state, const Sizes& sz, int64_t item,
                         T* line) {
-  if (dst.data == nullptr) return;
-  transpose(line, sz.dp, src, sz.vp, sz.features, sz.value);
-  for (int64_t row = 0; row < sz.value; ++row)
-    store_array(dst, (item * sz.value + row) * sz.features, line + row * sz.dp, sz.features);
+  if (dst[0].data == nullptr) return;
+  for (int l = 0; l < sz.matrices; ++l) {
+    const MatrixSizes& m = sz.matrix[l];
+    transpose(line, m.ip, state + m.at, m.op, m.in, m.out);
+    for (int64_t row = 0; row < m.out; ++row)
+      store_array(dst[l], (item * m.out + row) * m.in, line + row * m.ip, m.in);
+  }
 }
 
-// Checkpoints are stored as the state is held, without its padding: [D, V].
+// Checkpoints are stored as the state is held, without its padding: each [in, out].
 template <class T>
-inline void save_checkpoint(void* dst, const T* state, const Sizes& sz, int64_t index) {
-  if (dst == nullptr) return;
-  T* out = static_cast<T*>(dst) + index * sz.features * sz.value;
-  for (int64_t d = 0; d < sz.features; ++d)
-    for (int64_t j = 0; j < sz.value; ++j) out[d * sz.value + j] = state[d * sz.vp + j];
+inline void save_checkpoint(void* const* dst, const T* state, const Sizes& sz, int64_t index) {
+  if (dst[0] == nullptr) return;
+  for (int l = 0; l < sz.matrices; ++l) {
+    const MatrixSizes& m = sz.matrix[l];
+    const T* in = state + m.at;
+    T* out = static_cast<T*>(dst[l]) + index * m.in * m.out;
+    for (int64_t d = 0; d < m.in; ++d)
+      for (int64_t j = 0; j < m.out; ++j) out[d * m.out + j] = in[d * m.op + j];
+  }
 }
 
 template <class T>
-inline void load_checkpoint(T* state, const void* src, const Sizes& sz, int64_t index) {
-  const T* in = static_cast<const T*>(src) + index * sz.features * sz.value;
-  for (int64_t d = 0; d < sz.features; ++d) {
-    for (int64_t j = 0; j < sz.value; ++j) state[d * sz.vp + j] = in[d * sz.value + j];
-    fill_zero(state + d * sz.vp + sz.value, sz.vp - sz.value);
+inline void load_checkpoint(T* state, const void* const* src, const Sizes& sz, int64_t index) {
+  for (int l = 0; l < sz.matrices; ++l) {
+    const MatrixSizes& m = sz.matrix[l];
+    const T* in = static_cast<const T*>(src[l]) + index * m.in * m.out;
+    T* out = state + m.at;
+    for (int64_t d = 0; d < m.in; ++d) {
+      for (int64_t j = 0; j < m.out; ++j) out[d * m.op + j] = in[d * m.out + j];
+      fill_zero(out + d * m.op + m.out, m.op - m.out);
+    }
   }
 }
 
@@ -114,15 +131,6 @@ inline void store_gates(const OmegaBackward& args, const ChunkGrads<T>& g, const
     for (int64_t j = 0; j < sz.window; ++j) line[j] = j <= c.overhang + t ? *(newest - j) : T(0);
     store_array(args.grad_gamma, row * sz.window, line, sz.window);
   }
-}
-
-template <class T>
-inline void load_grad_state(T* dst, const Strided& src, const Sizes& sz, int64_t n, int64_t head,
-                            T* line) {
-  if (src)
-    load_state(dst, src, sz, n, head, line);
-  else
-    fill_zero(dst, sz.features * sz.vp);
 }
 
 // Sums of the key or value gradients after the last token: what the final tail's gradient brings,

@@ -1,4 +1,4 @@
-// The Omega rule with a linear memory (docs/math/omega_rule.md). An item is a (sequence, head): its
+// The Omega rule (docs/math/omega_rule.md). An item is a (sequence, head): its
 // chunks come one after the other, its state is in scratch. Items are dealt to tasks round-robin.
 #include "kernels/cpu/omega_backward.h"
 #include "kernels/cpu/omega_forward.h"

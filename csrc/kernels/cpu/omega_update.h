@@ -17,13 +17,14 @@ struct StridedState {
 // One token for each of `rows` rows; row m works on slot slots[m] of the state.
 struct OmegaUpdate {
   OmegaOptions options;
-  Strided q, k, v;                                // [M, H, K], [M, H, K], [M, H, V]
-  Strided gamma, eta, log_alpha, log_theta;       // [M, H, W], [M, H]
-  StridedState weights, momentum, chunk_weights;  // [N, H, V, D]
-  StridedState k_tail, v_tail;                    // [N, W-1, H, K], [N, W-1, H, V]
-  const int64_t* slots;                           // [M]
-  const int64_t* positions;                       // [M], before this token
-  MutableArray o;                                 // [M, H, V]
+  Strided q, k, v;                           // [M, H, K], [M, H, K], [M, H, V]
+  Strided gamma, eta, log_alpha, log_theta;  // [M, H, W], [M, H]
+  StridedState weights[kMostMatrices], momentum[kMostMatrices],
+      chunk_weights[kMostMatrices];  // [N, H, out, in]; momentum absent: none
+  StridedState k_tail, v_tail;       // [N, W-1, H, K], [N, W-1, H, V]
+  const int64_t* slots;              // [M]
+  const int64_t* positions;          // [M], before this token
+  MutableArray o;                    // [M, H, V]
   int64_t rows;
   void* scratch;
 };
