@@ -28,7 +28,31 @@ struct OmegaRuleOptions {
 // Letters as in the documentation; N is the number of sequences (or of memory slots).
 struct OmegaShape {
   int64_t batch, tokens, heads, key, value, features, window, sequences;
+  int64_t hidden = 0;    // F; 0 for a linear memory
+  int64_t matrices = 1;  // (W,), (W1, W2) or (W1, W3, W2)
 };
+
+// {out, in} of matrix `index`: [V, D], or [F, D] of W1 and W3 and [V, F] of W2.
+inline std::vector<int64_t> matrix_shape(const OmegaShape& shape, int64_t index) {
+  if (shape.matrices == 1) return {shape.value, shape.features};
+  if (index + 1 < shape.matrices) return {shape.hidden, shape.features};
+  return {shape.value, shape.hidden};
+}
+
+// Which memory the tokens meet; the shapes of its matrices are check_memory's business.
+inline void set_memory(OmegaShape& shape, const char* op, const std::string& name,
+                       const Tensors& weights) {
+  ATLAS_CHECK(weights.size() >= 1 && weights.size() <= 3, op, name,
+              "1, 2 or 3 matrices: (W,) linear, (W1, W2) mlp or (W1, W3, W2) gated mlp",
+              std::to_string(weights.size()) + " matrices");
+  shape.matrices = static_cast<int64_t>(weights.size());
+  shape.hidden = 0;
+  if (shape.matrices == 1) return;
+  const Tensor& first = weights[0];
+  ATLAS_CHECK(first.dim() == 4 && first.size(2) >= 1, op, name + "[0]", "[N, H, F, D] with F >= 1",
+              describe(first));
+  shape.hidden = first.size(2);
+}
 
 inline void check_options(const char* op, const OmegaRuleOptions& options,
                           const MaybeTensor& ns_table, const MaybeTensor& feature_scales,
@@ -100,21 +124,28 @@ inline void check_tokens(const char* op, const std::string& lead, const Tensor& 
   if (log_theta) check_gate(op, "log_theta", *log_theta, q, shape, ("[" + lead + "]").c_str());
 }
 
+// `matrices` are the weights that set_memory saw, or a state's tensors that match them.
 inline void check_memory(const char* op, const std::string& name, const Tensors& matrices,
                          const Tensor& q, const OmegaShape& shape, bool state) {
-  ATLAS_CHECK(
-      matrices.size() == 1, op, name,
-      "one matrix, (W,): a linear memory; memories with 2 or 3 weights are not in this version",
-      std::to_string(matrices.size()) + " matrices");
-  const Tensor& matrix = matrices[0];
-  check_device(op, name, matrix, q);
-  check_floating(op, name, matrix);
-  if (state)
-    ATLAS_CHECK(matrix.scalar_type() == compute_type(q), op, name, dtype_name(compute_type(q)),
-                describe(matrix));
-  check_dtype_beside(op, name, matrix, q);
-  check_shape(op, name, matrix, {shape.sequences, shape.heads, shape.value, shape.features},
-              "[N, H, V, D]");
+  const auto count = static_cast<int64_t>(matrices.size());
+  ATLAS_CHECK(count == shape.matrices, op, name,
+              "as many matrices as weights, " + std::to_string(shape.matrices),
+              std::to_string(count) + " matrices");
+  for (int64_t i = 0; i < count; ++i) {
+    const Tensor& matrix = matrices[i];
+    const std::string argument = count == 1 ? name : name + "[" + std::to_string(i) + "]";
+    check_device(op, argument, matrix, q);
+    check_floating(op, argument, matrix);
+    if (state)
+      ATLAS_CHECK(matrix.scalar_type() == compute_type(q), op, argument,
+                  dtype_name(compute_type(q)), describe(matrix));
+    check_dtype_beside(op, argument, matrix, q);
+    const std::vector<int64_t> sizes = matrix_shape(shape, i);
+    check_shape(op, argument, matrix, {shape.sequences, shape.heads, sizes[0], sizes[1]},
+                count == 1       ? "[N, H, V, D]"
+                : i + 1 == count ? "[N, H, V, F]"
+                                 : "[N, H, F, D]");
+  }
 }
 
 // The tensors of a state, after the tokens; `prefix` is how the caller names the state.
