@@ -249,8 +249,25 @@ def omega_tensors(
     return inputs
 
 
+MEMORIES = ("linear", "mlp", "gated_mlp")
+
+
+def memory_shapes(memory: str, *, V: int, D: int, F: int) -> list[tuple[int, int]]:
+    """(out, in) of every matrix."""
+    deep = [*[(F, D)] * MEMORIES.index(memory), (V, F)]
+    return [(V, D)] if memory == "linear" else deep
+
+
+def memory_weights(
+    generator: torch.Generator, *lead: int, V: int, D: int, F: int = 0, memory: str = "linear"
+) -> tuple[Tensor, ...]:
+    """Matrices that keep the size of what they read."""
+    shapes = memory_shapes(memory, V=V, D=D, F=F)
+    return tuple(normal(generator, *lead, *shape) / math.sqrt(shape[-1]) for shape in shapes)
+
+
 def linear_weights(generator: torch.Generator, *lead: int, V: int, D: int) -> tuple[Tensor]:
-    return (normal(generator, *lead, V, D) / math.sqrt(D),)
+    return (memory_weights(generator, *lead, V=V, D=D)[0],)
 
 
 def omega_state(
@@ -262,19 +279,24 @@ def omega_state(
     V: int,
     W: int,
     D: int | None = None,
+    F: int = 0,
+    memory: str = "linear",
     momentum: bool = False,
 ) -> OmegaState:
-    """A state in the middle of its sequences (linear memory); its momentum is well conditioned."""
+    """A state in the middle of its sequences; its momentum is well conditioned."""
     N = len(positions)
-    shape = (N, H, V, D or K)
+    sizes: dict[str, Any] = {"V": V, "D": D or K, "F": F, "memory": memory}
+    shapes = memory_shapes(memory, V=V, D=D or K, F=F)
     tail = (N, W - 1, H)
     seen = torch.tensor(positions).clamp(max=W - 1)
     empty = torch.arange(W - 1) < (W - 1 - seen).unsqueeze(-1)  # [N, W-1] slots before the start
     empty = empty[:, :, None, None]
     return OmegaState(
-        weights=(normal(generator, *shape) / math.sqrt(shape[-1]),),
-        momentum=(conditioned(generator, *shape),) if momentum else None,
-        chunk_weights=(normal(generator, *shape) / math.sqrt(shape[-1]),),
+        weights=memory_weights(generator, N, H, **sizes),
+        momentum=tuple(conditioned(generator, N, H, *shape) for shape in shapes)
+        if momentum
+        else None,
+        chunk_weights=memory_weights(generator, N, H, **sizes),
         k_tail=torch.nn.functional.normalize(normal(generator, *tail, K), dim=-1) * ~empty,
         v_tail=normal(generator, *tail, V) * ~empty,
         position=torch.tensor(positions, dtype=torch.int64),

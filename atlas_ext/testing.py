@@ -23,6 +23,7 @@ from atlas_ext._case import (
     gradients,
     linear_weights,
     map_tensors,
+    memory_weights,
     named_tensors,
     normal,
     omega_state,
@@ -45,6 +46,7 @@ __all__ = [
     "gradients",
     "linear_weights",
     "map_tensors",
+    "memory_weights",
     "named_tensors",
     "normal",
     "omega_state",
@@ -123,6 +125,8 @@ def _omega(
     K: int = 4,
     V: int = 3,
     W: int = 3,
+    F: int = 6,
+    memory: str = "linear",
     alpha: bool = True,
     theta: bool = False,
     scales: bool = False,
@@ -139,17 +143,17 @@ def _omega(
     D = poly_feature_dim(K, degree) if degree else K
 
     def build(generator: torch.Generator) -> Inputs:
-        sizes = {"H": H, "K": K, "V": V, "W": W}
+        sizes: dict[str, Any] = {"H": H, "K": K, "V": V, "W": W}
         inputs = omega_tensors(
             generator, lead, **sizes, alpha=alpha, theta=theta, scales=degree if scales else None
         )
         if positions is not None:
-            state = omega_state(generator, positions, **sizes, D=D, momentum=theta)
-            inputs["initial_state"] = state
+            kind: dict[str, Any] = {"D": D, "F": F, "memory": memory, "momentum": theta}
+            inputs["initial_state"] = omega_state(generator, positions, **sizes, **kind)
         else:
             count = len(lengths) if lengths is not None else lead[0]
             each = (count, H) if per_sequence else (H,)
-            inputs["weights"] = linear_weights(generator, *each, V=V, D=D)
+            inputs["weights"] = memory_weights(generator, *each, V=V, D=D, F=F, memory=memory)
         if lengths is not None:
             ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
             inputs["cu_seqlens"] = ends
@@ -174,6 +178,8 @@ def _update(
     K: int = 4,
     V: int = 3,
     W: int = 3,
+    F: int = 6,
+    memory: str = "linear",
     theta: bool = False,
     scales: bool = False,
     indices: Sequence[int] | None = None,
@@ -189,7 +195,8 @@ def _update(
         inputs = omega_tensors(
             generator, (rows,), **sizes, theta=theta, scales=degree if scales else None
         )
-        inputs["state"] = omega_state(generator, positions, **sizes, D=D, momentum=theta)
+        kind: dict[str, Any] = {"D": D, "F": F, "memory": memory, "momentum": theta}
+        inputs["state"] = omega_state(generator, positions, **sizes, **kind)
         if indices is not None:
             inputs["state_indices"] = torch.tensor(indices, dtype=torch.int64)
         return inputs
@@ -256,6 +263,44 @@ CASES: list[Case] = [
     _omega("muon_chunk", "one write a chunk, packed, features, custom table", (1, 13), K=2, V=3,
            W=6, lengths=(8, 0, 5), degree=2, scales=True, chunk_size=4, ns_every=4, table=2,
            ns_scale="shape"),
+    _omega("mlp", "two matrices, T no multiple of C", (2, 11), memory="mlp", W=4, theta=True,
+           chunk_size=4, thorough=True),
+    _omega("gated", "three matrices per sequence, SiLU, residual", (2, 9), K=3, V=3, F=5,
+           memory="gated_mlp", theta=True, per_sequence=True, activation="silu", residual=True,
+           chunk_size=4, thorough=True),
+    _omega("mlp_dot", "W > C, no momentum, no decay, residual, F < V", (1, 10), K=5, V=5, W=7, F=3,
+           memory="mlp", alpha=False, objective="dot", residual=True, chunk_size=3),
+    _omega("gated_dot", "the exact recurrence, dot objective", (1, 7), F=4,
+           memory="gated_mlp", objective="dot", chunk_size=1),
+    _omega("mlp_features", "features with scales feed layer 1, the raw key the residual", (1, 9),
+           K=3, V=3, memory="mlp", degree=2, scales=True, theta=True, residual=True,
+           activation="silu", chunk_size=4),
+    _omega("gated_features", "features with scales in W1 and W3, packed, one sequence empty",
+           (1, 10), K=2, F=5, memory="gated_mlp", degree=2, scales=True, lengths=(6, 0, 4),
+           per_sequence=True, chunk_size=4),
+    _omega("mlp_mid_chunk", "starts inside a chunk, window partly before the start, identity",
+           (3, 7), W=5, memory="mlp", theta=True, positions=(1, 6, 7), activation="identity",
+           chunk_size=4),
+    _omega("gated_states", "packed sequences going on from states, one of them empty", (1, 9), F=7,
+           memory="gated_mlp", lengths=(4, 0, 5), positions=(2, 3, 5), theta=True, chunk_size=4),
+    _omega("mlp_lanes", "every side wider than vector lanes and odd", (1, 35), H=1, K=17, V=19,
+           F=37, W=16, memory="mlp", theta=True, chunk_size=16),
+    _omega("gated_lanes", "F = 4K, wider than vector lanes", (1, 21), H=1, K=17, V=17, F=68, W=5,
+           memory="gated_mlp", theta=True, residual=True, chunk_size=16),
+    _omega("mlp_one_token", "T = 1, W = 1, no final state", (2, 1), W=1, memory="mlp",
+           alpha=False, output_final_state=False),
+    _omega("mlp_half", "gates and weights in the dtype of q", (1, 7), memory="mlp", theta=True,
+           chunk_size=4, gates_in_dtype=True),
+    _omega("mlp_muon", "Newton-Schulz of both matrices at every token", (2, 6), memory="mlp",
+           theta=True, positions=(2, 5), chunk_size=4, ns_steps=5, thorough=True),
+    _omega("gated_muon", "Newton-Schulz of three matrices, every third token, tall and wide",
+           (1, 8), K=3, V=3, F=8, W=4, memory="gated_mlp", theta=True, positions=(4,),
+           residual=True, chunk_size=4, ns_steps=3, ns_every=3, ns_scale="rms",
+           ns_schedule="polar_express", thorough=True),
+    _omega("gated_muon_chunk", "one write a chunk, packed, features, custom table, dot", (1, 12),
+           K=2, F=5, W=5, memory="gated_mlp", theta=True, lengths=(7, 0, 5), positions=(3, 1, 4),
+           degree=2, scales=True, objective="dot", chunk_size=4, ns_every=4, table=2,
+           ns_scale="shape"),
     _omega("no_tokens", "T = 0: the state comes back", (2, 0), theta=True, positions=(3, 5)),
     _omega("empty", "no sequences", (0, 3), theta=True),
     _update("plain", "W = 1: empty tails", (0, 3), W=1, chunk_size=4, thorough=True),
@@ -268,6 +313,16 @@ CASES: list[Case] = [
     _update("muon", "writes at every second position", (2, 3), theta=True, chunk_size=4, ns_steps=5,
             ns_every=2),
     _update("lanes", "wider than vector lanes", (7, 8), K=19, V=17, W=6, theta=True, chunk_size=8),
+    _update("mlp", "two matrices, before, at and after a chunk's end", (2, 3, 4), W=4, theta=True,
+            memory="mlp", chunk_size=4, thorough=True),
+    _update("gated", "three matrices with a residual, rows out of order", (1, 3, 4, 9), K=3, V=3,
+            memory="gated_mlp", indices=(3, 0, 2), residual=True, activation="silu", chunk_size=4),
+    _update("mlp_features", "features with scales, dot objective, F < V", (2, 7), K=3, V=5, F=4,
+            memory="mlp", degree=2, scales=True, objective="dot", chunk_size=4),
+    _update("gated_muon", "Newton-Schulz of three matrices at one of two positions", (2, 3),
+            theta=True, memory="gated_mlp", chunk_size=4, ns_steps=5, ns_every=2),
+    _update("mlp_lanes", "every side wider than vector lanes and odd", (7, 8), K=17, V=19, F=37,
+            W=6, theta=True, memory="mlp", activation="identity", chunk_size=8),
     _update("empty", "no rows", (), theta=True),
 ]
 # fmt: on

@@ -1,4 +1,4 @@
-"""What omega_rule and omega_rule_update share: argument types, and the count of operations."""
+"""What omega_rule and omega_rule_update share: types of arguments, shapes of memories."""
 
 from __future__ import annotations
 
@@ -52,37 +52,13 @@ def features_of(key_dim: int, degree: int) -> int:
     return key_dim if degree == 0 else poly_feature_dim(key_dim, degree)
 
 
-def chunk_flops(inputs: Sequence[Any], options: Sequence[Any], backward: bool) -> int:
-    """Operations of all matrix products of the linear memory, from shapes (docs/performance.md)."""
-    q, _, v, gamma = inputs[:4]
-    momentum, l2, degree, ns_steps = inputs[6] is not None, options[0] == "l2", *options[3:5]
-    ns_every, chunk = options[7], min(options[8], max(q[1], 1))
-    tokens = q[0] * q[1] * q[2]
-    key, value, features = q[3], v[3], features_of(q[3], degree)
-    rows = (chunk + gamma[3] - 1) / chunk  # window rows a token of the chunk
-    state = features * value  # one multiplication per weight
-    errors = rows * state if l2 else 0
-    reads = (2 if momentum and ns_steps == 0 else 1) * state
-    if ns_steps > 0:
-        short, long = min(features, value), max(features, value)
-        orthogonalise = ns_steps * (2 * short**2 * long + short**3) / ns_every
-        writes = gamma[3] * state + orthogonalise
-        total = errors + reads + writes
-        # The backward makes the chunk's states anew before it differentiates each product twice.
-        return int(2 * tokens * (3 * total + orthogonalise if backward else total))
-    writes = (2 if momentum else 1) * rows * state
-    inside = rows * chunk * (key + value)
-    recomputed = errors + rows * chunk * key
-    forward = errors + reads + writes + inside
-    return int(2 * tokens * (2 * forward + recomputed if backward else forward))
-
-
-def update_flops(args: Sequence[Any]) -> int:
-    """Operations of one omega_rule_update, from its arguments' shapes."""
-    q, _, v, gamma = args[:4]
-    l2, degree, ns_steps = args[16] == "l2", args[19], args[20]
-    features, value, window = features_of(q[2], degree), v[2], gamma[2]
-    short, long = min(features, value), max(features, value)
-    orthogonalise = ns_steps * (2 * short**2 * long + short**3) / args[23]
-    state = features * value
-    return int(2 * q[0] * q[1] * (((2 if l2 else 1) * window + 3) * state + orthogonalise))
+def memory_shapes(
+    weights: Sequence[Any],  # shapes [N, H, out, in]
+    value: Any,
+    features: Any,
+) -> list[tuple[Any, Any]]:
+    """(out, in) of every matrix: linear [V, D], or [F, D] of W1 and W3 and [V, F] of W2."""
+    if len(weights) == 1:
+        return [(value, features)]
+    hidden = weights[0][-2]
+    return [*[(hidden, features)] * (len(weights) - 1), (value, hidden)]

@@ -19,12 +19,13 @@ from atlas_ext.ops._common import (
 from atlas_ext.ops._omega_common import (
     check_matrices_type,
     check_state_type,
-    chunk_flops,
     degree_argument,
     features_of,
+    memory_shapes,
     requires_grad,
     schedule_arguments,
 )
+from atlas_ext.ops._omega_flops import chunk_flops
 from atlas_ext.state import OmegaState
 
 _INPUTS = 16  # tensor arguments of the schema: q to cu_seqlens
@@ -71,9 +72,12 @@ def omega_rule(
         gamma: `[B, T, H, W]`, gates of token t for the tokens t, t-1, ..., t-W+1.
         eta, log_alpha, log_theta: `[B, T, H]`; step size, log of the retention (None: 1), log of
             the momentum's decay (None: no momentum). Gates are float32 or of q's dtype.
-        weights: `(W,)`, the learned M_0 of a linear memory, `[H, V, D]` or `[N, H, V, D]`.
+        weights: the learned M_0, each matrix with H or N, H in front: `(W,)` of a linear memory,
+            `[V, D]`; `(W1, W2)` of an MLP, `[F, D]` and `[V, F]`; `(W1, W3, W2)` of a gated MLP,
+            `[F, D]` twice and `[V, F]`. M(x) is W x, W2 act(W1 x) or W2 (act(W1 x) * (W3 x)).
         objective: "l2", 1/2 ||M(phi(k)) - v||^2, or "dot", -<M(phi(k)), v>.
-        activation, residual: of deep memories.
+        activation: act of the deep memories, "gelu" (erf), "silu" or "identity".
+        residual: add the raw k (q) to the memory's output; needs K = V.
         degree: None for phi = identity (D = K), 1 to 4 for the polynomial map (`poly_features`).
         feature_scales: `[degree + 1]`, the polynomial map's c_l.
         ns_steps, ns_schedule, ns_scale, ns_every: Newton-Schulz inside the rule (`newton_schulz`);
@@ -134,6 +138,10 @@ def _state_arguments(
     return matrices, [], [], None, None, None
 
 
+def _sums(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
 def _sequences(q: Tensor, cu_seqlens: Tensor | None) -> int:
     return q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
@@ -151,15 +159,18 @@ def _checkpoints(q: Tensor, position: Tensor | None, cu_seqlens: Tensor | None, 
 
 def _fake(*args: Any) -> tuple[Any, ...]:
     q, _, v, gamma = args[:4]
-    log_theta, k_tail, v_tail, position, cu_seqlens = (args[i] for i in (6, 10, 11, 12, 15))
+    log_theta, weights, k_tail, v_tail, position, cu_seqlens = (
+        args[i] for i in (6, 7, 10, 11, 12, 15)
+    )
     degree, chunk_size, final, save = (args[i] for i in (19, 24, 25, 26))
     batch, tokens, heads, key = q.shape
-    value, window, features = v.shape[-1], gamma.shape[-1], features_of(key, degree)
+    value, window = v.shape[-1], gamma.shape[-1]
+    matrices = memory_shapes([w.shape for w in weights], value, features_of(key, degree))
     n = _sequences(q, cu_seqlens)
-    sums = torch.float64 if q.dtype == torch.float64 else torch.float32
 
-    def state() -> Any:
-        return q.new_empty((n, heads, value, features), dtype=sums)
+    def state(present: bool) -> list[Tensor]:
+        shapes = [(n, heads, *matrix) for matrix in matrices if present]
+        return [q.new_empty(shape, dtype=_sums(q)) for shape in shapes]
 
     def tail(given: Tensor | None, width: int) -> Any:
         dtype = q.dtype if given is None else given.dtype
@@ -168,15 +179,16 @@ def _fake(*args: Any) -> tuple[Any, ...]:
     count = _checkpoints(q, position, cu_seqlens, chunk_size)
     return (
         v.new_empty((batch, tokens, heads, value)),
-        [state()] if final else [],
-        [state()] if final and log_theta is not None else [],
-        [state()] if final else [],
+        state(final),
+        state(final and log_theta is not None),
+        state(final),
         tail(k_tail if final else None, key),
         tail(v_tail if final else None, value),
         q.new_empty(n if final else 0, dtype=torch.int64),
         [
-            q.new_empty((count, heads, features, value), dtype=sums)
+            q.new_empty((count, heads, columns, rows), dtype=_sums(q))
             for _ in range(0 if not save else 1 if log_theta is None else 2)
+            for rows, columns in matrices
         ],
     )
 
@@ -218,7 +230,7 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     mask = grad_mask([_any(needed[i]) for i in _DIFFERENTIABLE])
     tensors, *lists = torch.ops.atlas_ext.omega_rule_backward(
         grad_o,
-        *(_present(x) for x in (grad_w, grad_s, grad_ref)),
+        *(_matrices(x, inputs[7], _sums(inputs[0])) for x in (grad_w, grad_s, grad_ref)),
         *(grad_k_tail, grad_v_tail, saved, *inputs, *ctx.options, mask, ctx.tf32),
     )
     result: list[Any] = [None] * (_INPUTS + len(ctx.options) + 2)
@@ -236,9 +248,12 @@ def _any(needed: Any) -> bool:
     return any(needed) if isinstance(needed, list | tuple) else bool(needed)
 
 
-def _present(grads: Any) -> list[Tensor]:
-    """The list's gradients; empty where nothing came back."""
-    return [g for g in grads or [] if g is not None]
+def _matrices(grads: Any, weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The list's gradients, zeros for matrices without one; empty where nothing came back."""
+    if all(grad is None for grad in grads or []):
+        return []
+    pairs = zip(grads, weights, strict=True)
+    return [w.new_zeros(w.shape, dtype=dtype) if g is None else g for g, w in pairs]
 
 
 register_fake("omega_rule")(_fake)

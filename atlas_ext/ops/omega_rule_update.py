@@ -13,8 +13,8 @@ from atlas_ext.ops._omega_common import (
     degree_argument,
     requires_grad,
     schedule_arguments,
-    update_flops,
 )
+from atlas_ext.ops._omega_flops import update_flops
 from atlas_ext.state import OmegaState
 
 
@@ -46,7 +46,8 @@ def omega_rule_update(
         q, k, v, gamma, eta, log_alpha, log_theta and the options: as `omega_rule` has them for one
             token; `[M, H, ...]`.
         state: N slots; every tensor keeps its storage. Its rows (last dimensions) must be dense.
-            It holds a momentum exactly when log_theta is given.
+            It holds a momentum exactly when log_theta is given. The number of its weights says
+            which memory it is: 1 linear, 2 an MLP, 3 a gated MLP.
         state_indices: `[M]`, int32 or int64, the slot of each row, no slot twice; None: M = N, in
             order.
 
