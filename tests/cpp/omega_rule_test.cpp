@@ -10,7 +10,7 @@
 namespace cpu = atlas::kernels::cpu;
 using Values = std::vector<double>;
 
-constexpr int64_t kHeads = 2, kKey = 3, kTokens = 19;
+constexpr int64_t kHeads = 2, kKey = 3, kTokens = 19, kHidden = 6;
 const double kTable[6] = {2.5, -2.6, 1.0, 1.875, -1.25, 0.375};
 
 struct Problem {
@@ -18,6 +18,7 @@ struct Problem {
   bool l2, momentum;
   int degree, ns_steps;
   bool residual = false;  // then V = K
+  int matrices = 1;  // with SiLU where there are more
   int64_t ns_every = 3;
   Values roots{};
   std::map<std::string, Values> in{};
@@ -26,6 +27,9 @@ struct Problem {
 
   int64_t value() const { return residual ? kKey : 5; }
   int64_t features() const { return degree ? cpu::poly_feature_dim(kKey, degree) : kKey; }
+  int64_t rows(int l) const { return l + 1 == matrices ? value() : kHidden; }
+  int64_t cols(int l) const { return matrices > 1 && l + 1 == matrices ? kHidden : features(); }
+  static std::string weight(int l) { return "weights" + std::to_string(l); }
 
   // Two packed sequences of lengths 12 and 7; decays are at most 1.
   void fill() {
@@ -40,7 +44,8 @@ struct Problem {
     for (double& x : in["log_alpha"]) x = -0.1 * std::abs(x);
     for (double& x : in["log_theta"]) x = -0.3 * std::abs(x);
     for (double& x : in["eta"]) x = 0.1 * std::abs(x);
-    in["weights"] = check::normal<double>(2 * kHeads * value() * features(), seed);
+    for (int l = 0; l < matrices; ++l)
+      in[weight(l)] = check::normal<double>(2 * kHeads * rows(l) * cols(l), seed++);
     int64_t begin = 0;
     for (int64_t length : {12, 7}) {
       sequences.push_back({0, begin, begin + length, 0, checkpoints});
@@ -56,12 +61,16 @@ struct Problem {
     result.value_dim = value();
     result.window = window;
     result.chunk_size = chunk;
+    result.matrices = matrices;
+    result.hidden = matrices > 1 ? kHidden : 0;
+    result.activation = cpu::Activation::silu;
     result.degree = degree;
     result.l2 = l2;
     result.residual = residual;
     result.scales = cpu::default_poly_scales();
     result.roots = roots.data();
     result.ns = {kTable, ns_steps, 1.0, 1e-7};
+    for (double& scale : result.ns_scales) scale = 1.0;
     result.ns_every = ns_every;
     result.is_double = true;
     return result;
@@ -82,9 +91,11 @@ struct Problem {
     result.eta = tokens("eta", 1);
     result.log_alpha = tokens("log_alpha", 1);
     if (momentum) result.log_theta = tokens("log_theta", 1);
-    const int64_t size = value() * features();
-    result.weights = {
-        {in.at("weights").data(), cpu::Dtype::f64}, true, {kHeads * size, size, features(), 1}};
+    for (int l = 0; l < matrices; ++l) {
+      const int64_t size = rows(l) * cols(l);
+      result.weights[l] = {
+          {in.at(weight(l)).data(), cpu::Dtype::f64}, true, {kHeads * size, size, cols(l), 1}};
+    }
     result.sequences = sequences.data();
     result.num_sequences = static_cast<int64_t>(sequences.size());
     result.tokens = kTokens;
@@ -93,7 +104,7 @@ struct Problem {
 };
 
 struct Checkpoints {
-  Values weights, momentum;
+  Values weights[cpu::kMostMatrices], momentum[cpu::kMostMatrices];
 };
 
 Values forward(const Problem& p, Checkpoints* saved = nullptr) {
@@ -103,11 +114,11 @@ Values forward(const Problem& p, Checkpoints* saved = nullptr) {
   args.options = p.options();
   args.in = p.inputs();
   args.o = {o.data(), cpu::Dtype::f64};
-  if (saved) {
-    saved->weights.assign(p.checkpoints * kHeads * p.value() * p.features(), NAN);
-    saved->momentum = saved->weights;
-    args.weights_checkpoints = saved->weights.data();
-    if (p.momentum) args.momentum_checkpoints = saved->momentum.data();
+  for (int l = 0; saved && l < p.matrices; ++l) {
+    saved->weights[l].assign(p.checkpoints * kHeads * p.rows(l) * p.cols(l), NAN);
+    saved->momentum[l] = saved->weights[l];
+    args.weights_checkpoints[l] = saved->weights[l].data();
+    if (p.momentum) args.momentum_checkpoints[l] = saved->momentum[l].data();
   }
   Values scratch(cpu::omega_rule_scratch(args.options, args.in, false, parallel), NAN);
   args.scratch = scratch.data();
@@ -133,17 +144,17 @@ Values lifted(const Problem& p, const double* x) {
   return out;
 }
 
-Values orthogonalised(const Problem& p, const Values& s) {
+Values orthogonalised(const Problem& p, int l, const Values& s) {
   const cpu::ParallelFor parallel = check::two_threads();
   Values out(s.size());
   Values scratch(
-      cpu::newton_schulz_batch_scratch(p.value(), p.features(), p.ns_steps, false, true, parallel));
+      cpu::newton_schulz_batch_scratch(p.rows(l), p.cols(l), p.ns_steps, false, true, parallel));
   cpu::newton_schulz_batch({{s.data(), cpu::Dtype::f64},
                             {},
                             {out.data(), cpu::Dtype::f64},
                             1,
-                            p.value(),
-                            p.features(),
+                            p.rows(l),
+                            p.cols(l),
                             p.options().ns,
                             scratch.data(),
                             true},
@@ -151,41 +162,90 @@ Values orthogonalised(const Problem& p, const Values& s) {
   return out;
 }
 
-// S_t = theta S_{t-1} + G_t, M_t = alpha M_{t-1} - eta O_t, y_t = M_t phi(q_t), for one head.
+using Memory = std::vector<Values>;  // its matrices
+
+Values product(const Values& matrix, const Values& x) {
+  Values y(matrix.size() / x.size(), 0.0);
+  for (size_t row = 0; row < y.size(); ++row)
+    for (size_t i = 0; i < x.size(); ++i) y[row] += matrix[row * x.size() + i] * x[i];
+  return y;
+}
+
+double silu(double z) { return z / (1 + std::exp(-z)); }
+
+double silu_slope(double z) {
+  const double s = 1 / (1 + std::exp(-z));
+  return s * (1 + z * (1 - s));
+}
+
+// M(x) without the residual; the hidden layer's parts on the way.
+Values read(const Memory& m, const Values& x, Values& z1, Values& z3, Values& h) {
+  if (m.size() == 1) return product(m[0], x);
+  z1 = product(m[0], x);
+  z3 = m.size() == 3 ? product(m[1], x) : Values(z1.size(), 1.0);
+  h.resize(z1.size());
+  for (size_t i = 0; i < h.size(); ++i) h[i] = silu(z1[i]) * z3[i];
+  return product(m.back(), h);
+}
+
+void add_outer(Values& s, double factor, const Values& d, const Values& x) {
+  for (size_t row = 0; row < d.size(); ++row)
+    for (size_t i = 0; i < x.size(); ++i) s[row * x.size() + i] += factor * d[row] * x[i];
+}
+
+// s += gate * gradient of the inner loss at `reference`.
+void add_gradient(const Problem& p, Memory& s, double gate, const Memory& reference,
+                  const double* k, const double* v) {
+  const Values x = lifted(p, k);
+  Values z1, z3, h, e = read(reference, x, z1, z3, h);
+  for (size_t row = 0; row < e.size(); ++row)
+    e[row] = (p.l2 ? e[row] + (p.residual ? k[row] : 0.0) : 0.0) - v[row];
+  add_outer(s.back(), gate, e, s.size() == 1 ? x : h);
+  if (s.size() == 1) return;
+  Values d1(h.size()), d3(h.size());
+  for (size_t i = 0; i < h.size(); ++i) {
+    double b = 0;
+    for (size_t row = 0; row < e.size(); ++row) b += reference.back()[row * h.size() + i] * e[row];
+    d1[i] = b * z3[i] * silu_slope(z1[i]);
+    d3[i] = b * silu(z1[i]);
+  }
+  add_outer(s[0], gate, d1, x);
+  if (s.size() == 3) add_outer(s[1], gate, d3, x);
+}
+
+// S_t = theta S_{t-1} + G_t, M_t = alpha M_{t-1} - eta O_t, y_t = M_t(phi(q_t)), for one head.
 void recurrence(const Problem& p, int64_t n, int64_t head, Values& o) {
   const cpu::OmegaSequence& sequence = p.sequences[n];
-  const int64_t d = p.features(), size = p.value() * d;
   auto at = [&](const char* name, int64_t token, int64_t width) {
     return p.in.at(name).data() + ((sequence.begin + token) * kHeads + head) * width;
   };
-  const double* start = p.in.at("weights").data() + (n * kHeads + head) * size;
-  Values m(start, start + size), s(size, 0.0), reference;
+  Memory m, s, reference;
+  for (int l = 0; l < p.matrices; ++l) {
+    const int64_t size = p.rows(l) * p.cols(l);
+    const double* start = p.in.at(Problem::weight(l)).data() + (n * kHeads + head) * size;
+    m.emplace_back(start, start + size);
+    s.emplace_back(size, 0.0);
+  }
   for (int64_t t = 0; t < sequence.end - sequence.begin; ++t) {
     if (t % p.chunk == 0) reference = m;
-    for (double& x : s) x *= p.momentum ? std::exp(*at("log_theta", t, 1)) : 0.0;
-    for (int64_t j = 0; j < p.window && j <= t; ++j) {
-      const Values x = lifted(p, at("k", t - j, kKey));
-      for (int64_t row = 0; row < p.value(); ++row) {
-        double error = -at("v", t - j, p.value())[row];
-        if (p.l2 && p.residual) error += at("k", t - j, kKey)[row];
-        for (int64_t i = 0; p.l2 && i < d; ++i) error += reference[row * d + i] * x[i];
-        for (int64_t i = 0; i < d; ++i)
-          s[row * d + i] += at("gamma", t, p.window)[j] * error * x[i];
-      }
-    }
+    for (Values& matrix : s)
+      for (double& x : matrix) x *= p.momentum ? std::exp(*at("log_theta", t, 1)) : 0.0;
+    for (int64_t j = 0; j < p.window && j <= t; ++j)
+      add_gradient(p, s, at("gamma", t, p.window)[j], reference, at("k", t - j, kKey),
+                   at("v", t - j, p.value()));
     const bool writes = p.ns_steps == 0 || t % p.ns_every == p.ns_every - 1;
-    const Values step = p.ns_steps > 0 && writes ? orthogonalised(p, s) : s;
-    const Values u = lifted(p, at("q", t, kKey));
-    for (int64_t row = 0; row < p.value(); ++row) {
-      double y = p.residual ? at("q", t, kKey)[row] : 0.0;
-      for (int64_t i = 0; i < d; ++i) {
-        double& weight = m[row * d + i];
-        weight *= std::exp(*at("log_alpha", t, 1));
-        if (writes) weight -= *at("eta", t, 1) * step[row * d + i];
-        y += weight * u[i];
+    for (int l = 0; l < p.matrices; ++l) {
+      const Values step = p.ns_steps > 0 && writes ? orthogonalised(p, l, s[l]) : s[l];
+      for (size_t i = 0; i < step.size(); ++i) {
+        m[l][i] *= std::exp(*at("log_alpha", t, 1));
+        if (writes) m[l][i] -= *at("eta", t, 1) * step[i];
       }
-      o[((sequence.begin + t) * kHeads + head) * p.value() + row] = y;
     }
+    Values z1, z3, h;
+    const Values y = read(m, lifted(p, at("q", t, kKey)), z1, z3, h);
+    for (size_t row = 0; row < y.size(); ++row)
+      o[((sequence.begin + t) * kHeads + head) * p.value() + row] =
+          y[row] + (p.residual ? at("q", t, kKey)[row] : 0.0);
   }
 }
 
@@ -206,8 +266,10 @@ std::map<std::string, Values> backward(const Problem& p, const Values& grad_o) {
   cpu::OmegaBackward args{};
   args.options = p.options();
   args.in = p.inputs();
-  args.weights_checkpoints = saved.weights.data();
-  args.momentum_checkpoints = saved.momentum.data();
+  for (int l = 0; l < p.matrices; ++l) {
+    args.weights_checkpoints[l] = saved.weights[l].data();
+    args.momentum_checkpoints[l] = saved.momentum[l].data();
+  }
   args.grad_o = {{grad_o.data(), cpu::Dtype::f64},
                  true,
                  {kTokens * kHeads * p.value(), kHeads * p.value(), p.value(), 1}};
@@ -221,7 +283,7 @@ std::map<std::string, Values> backward(const Problem& p, const Values& grad_o) {
   args.grad_eta = out("eta");
   args.grad_log_alpha = out("log_alpha");
   if (p.momentum) args.grad_log_theta = out("log_theta");
-  args.grad_weights = out("weights");
+  for (int l = 0; l < p.matrices; ++l) args.grad_weights[l] = out(Problem::weight(l).c_str());
   Values grad_scales(2 * kHeads * (p.degree + 1), 0.0);
   args.grad_scales = grad_scales.data();
   Values scratch(cpu::omega_rule_scratch(args.options, args.in, true, parallel), NAN);
@@ -260,6 +322,9 @@ void test_omega_rule() {
       {1, 4, true, false, 0, 0},  {3, 4, true, true, 0, 0},       {6, 4, true, true, 2, 0},
       {3, 1, true, true, 0, 0},   {3, 32, false, true, 2, 0},     {3, 4, true, true, 0, 2},
       {6, 4, false, false, 2, 2}, {3, 4, true, true, 2, 0, true},
+      {3, 4, true, true, 0, 0, true, 2}, {6, 4, false, true, 2, 0, false, 2},
+      {3, 4, true, true, 2, 2, true, 2}, {3, 4, true, true, 0, 0, false, 3},
+      {6, 4, false, false, 2, 2, true, 3},
   };
   for (Problem p : problems) {
     p.fill();
