@@ -35,21 +35,23 @@ void zero_unwritten(const Tensor& checkpoints, const cpu::OmegaInputs& in, int64
   }
 }
 
-Forward omega_rule_cpu(
-    const Tensor& q, const Tensor& k, const Tensor& v,  // [B, T, H, K], [B, T, H, K], [B, T, H, V]
-    const Tensor& gamma, const Tensor& eta,             // [B, T, H, W], [B, T, H]
-    const MaybeTensor& log_alpha, const MaybeTensor& log_theta,                     // [B, T, H]
-    const Tensors& weights, const Tensors& momentum,
-    const Tensors& chunk_weights,  // each [N, H, out, in]
-    const MaybeTensor& k_tail, const MaybeTensor& v_tail,  // [N, W-1, H, K], [N, W-1, H, V]
-    const MaybeTensor& position,                           // [N]
-    const MaybeTensor& feature_scales,                     // [degree + 1]
-    const MaybeTensor& ns_table,                           // [ns_steps, 3]
-    const MaybeTensor& cu_seqlens,                         // [N + 1]
-    const std::string& objective, const std::string& activation, bool residual, int64_t degree,
-    int64_t ns_steps, const std::string& ns_schedule, const std::string& ns_scale, int64_t ns_every,
-    int64_t chunk_size, bool output_final_state, bool save_checkpoints,
-    [[maybe_unused]] bool allow_tf32) {
+Forward omega_rule_cpu(const Tensor& q, const Tensor& k,
+                       const Tensor& v,  // [B, T, H, K], [B, T, H, K], [B, T, H, V]
+                       const Tensor& gamma, const Tensor& eta,  // [B, T, H, W], [B, T, H]
+                       const MaybeTensor& log_alpha, const MaybeTensor& log_theta,  // [B, T, H]
+                       const Tensors& weights, const Tensors& momentum,
+                       const Tensors& chunk_weights,  // each [N, H, out, in]
+                       const MaybeTensor& k_tail,
+                       const MaybeTensor& v_tail,          // [N, W-1, H, K], [N, W-1, H, V]
+                       const MaybeTensor& position,        // [N]
+                       const MaybeTensor& feature_scales,  // [degree + 1]
+                       const MaybeTensor& ns_table,        // [ns_steps, 3]
+                       const MaybeTensor& cu_seqlens,      // [N + 1]
+                       const std::string& objective, const std::string& activation, bool residual,
+                       int64_t degree, int64_t ns_steps, const std::string& ns_schedule,
+                       const std::string& ns_scale, int64_t ns_every, int64_t chunk_size,
+                       bool output_final_state, bool save_checkpoints,
+                       [[maybe_unused]] bool allow_tf32) {
   const OmegaCall call("omega_rule", q, k, v, gamma, eta, log_alpha, log_theta, weights, momentum,
                        chunk_weights, k_tail, v_tail, position, feature_scales, ns_table,
                        cu_seqlens,
@@ -61,8 +63,8 @@ Forward omega_rule_cpu(
     Tensors state;
     for (int64_t l = 0; l < shape.matrices; ++l) {
       const std::vector<int64_t> sizes = matrix_shape(shape, l);
-      state.push_back(torch::stable::new_empty(
-          q, {shape.sequences, shape.heads, sizes[0], sizes[1]}, sums));
+      state.push_back(
+          torch::stable::new_empty(q, {shape.sequences, shape.heads, sizes[0], sizes[1]}, sums));
     }
     return state;
   };

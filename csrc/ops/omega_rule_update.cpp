@@ -55,7 +55,7 @@ Tensor omega_rule_update_cpu(
     const Tensor& gamma, const Tensor& eta,                      // [M, H, W], [M, H]
     const MaybeTensor& log_alpha, const MaybeTensor& log_theta,  // [M, H]
     const Tensors& weights, const Tensors& momentum,
-    const Tensors& chunk_weights,  // each [N, H, out, in]
+    const Tensors& chunk_weights,                // each [N, H, out, in]
     const Tensor& k_tail, const Tensor& v_tail,  // [N, W-1, H, K], [N, W-1, H, V]
     const Tensor& position,                      // [N]
     const MaybeTensor& state_indices,            // [M]

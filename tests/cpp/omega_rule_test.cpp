@@ -18,7 +18,7 @@ struct Problem {
   bool l2, momentum;
   int degree, ns_steps;
   bool residual = false;  // then V = K
-  int matrices = 1;  // with SiLU where there are more
+  int matrices = 1;       // with SiLU where there are more
   int64_t ns_every = 3;
   Values roots{};
   std::map<std::string, Values> in{};
@@ -319,11 +319,18 @@ void test_backward(Problem p) {
 
 void test_omega_rule() {
   const Problem problems[] = {
-      {1, 4, true, false, 0, 0},  {3, 4, true, true, 0, 0},       {6, 4, true, true, 2, 0},
-      {3, 1, true, true, 0, 0},   {3, 32, false, true, 2, 0},     {3, 4, true, true, 0, 2},
-      {6, 4, false, false, 2, 2}, {3, 4, true, true, 2, 0, true},
-      {3, 4, true, true, 0, 0, true, 2}, {6, 4, false, true, 2, 0, false, 2},
-      {3, 4, true, true, 2, 2, true, 2}, {3, 4, true, true, 0, 0, false, 3},
+      {1, 4, true, false, 0, 0},
+      {3, 4, true, true, 0, 0},
+      {6, 4, true, true, 2, 0},
+      {3, 1, true, true, 0, 0},
+      {3, 32, false, true, 2, 0},
+      {3, 4, true, true, 0, 2},
+      {6, 4, false, false, 2, 2},
+      {3, 4, true, true, 2, 0, true},
+      {3, 4, true, true, 0, 0, true, 2},
+      {6, 4, false, true, 2, 0, false, 2},
+      {3, 4, true, true, 2, 2, true, 2},
+      {3, 4, true, true, 0, 0, false, 3},
       {6, 4, false, false, 2, 2, true, 3},
   };
   for (Problem p : problems) {

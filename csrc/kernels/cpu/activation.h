@@ -40,6 +40,7 @@ ATLAS_INLINE Vec<float> exponential(Vec<float> x) {
 }
 
 ATLAS_INLINE Vec<double> exponential(Vec<double> x) {
+  x = clamp_below(clamp_above(x, 709.0), -708.0);
   for (int64_t i = 0; i < kWidth<double>; ++i) x[i] = __builtin_exp(x[i]);
   return x;
 }
@@ -81,8 +82,8 @@ ATLAS_INLINE Activated<T> gelu(Vec<T> z) {
 // SiLU: z s with s = 1 / (1 + e^-z).
 template <class T>
 ATLAS_INLINE Activated<T> silu(Vec<T> z) {
-  const Vec<T> s = T(1) / (exponential(-z) + T(1)), rest = T(1) - s;
-  return {z * s, s * (z * rest + T(1)), s * rest * (z * (T(1) - s * T(2)) + T(2))};
+  const Vec<T> e = exponential(-z), s = T(1) / (e + T(1)), rest = e * s;
+  return {z * s, s * (z * rest + T(1)), s * rest * (z * (rest - s) + T(2))};
 }
 
 // Calls use(i, z, Activated) for every vector of z [n], n a multiple of the width.

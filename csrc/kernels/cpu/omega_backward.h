@@ -188,8 +188,8 @@ void backward_item(const OmegaBackward& args, const Sizes& sz, const PolyMap<T>&
     const int64_t next = chunk_tokens_before(sequence, first, chunk_size);
     if (task.grads.wants_x)
       settle_rows(task.k_sum, task.k, T(1), c, sz, sz.kp, sz.key, args.grad_k, row, heads, next);
-    settle_rows(task.v_sum, task.grads.d[sz.last()], T(-1), c, sz, sz.vp, sz.value, args.grad_v, row, heads,
-                next);
+    settle_rows(task.v_sum, task.grads.d[sz.last()], T(-1), c, sz, sz.vp, sz.value, args.grad_v,
+                row, heads, next);
   }
   end_backward(args, sz, task, n, head);
 }

@@ -1,5 +1,5 @@
-// Products inside one chunk, where a token sees the window rows up to its own, and the kernel of the
-// polynomial map that they go through (docs/math/omega_rule.md, section 3). Included by kernel
+// Products inside one chunk, where a token sees the window rows up to its own, and the kernel of
+// the polynomial map that they go through (docs/math/omega_rule.md, section 3). Included by kernel
 // bodies after isa_begin.h.
 #pragma once
 #include "kernels/cpu/omega_chunk.h"

@@ -8,8 +8,8 @@
 
 namespace atlas::kernels::cpu::ATLAS_ISA {
 
-// Rows of the chunk that comes after this one. A head's rows lie so far apart that the hardware does
-// not foresee them; fetching them while this chunk is worked on costs nothing.
+// Rows of the chunk that comes after this one. A head's rows lie so far apart that the hardware
+// does not foresee them; fetching them while this chunk is worked on costs nothing.
 struct Upcoming {
   struct Rows {
     const char* first;
@@ -22,7 +22,7 @@ struct Upcoming {
   void add(const Strided& src, int64_t i, int64_t j, int64_t k, int64_t width) {
     const int64_t size = src.array.dtype == Dtype::f64 ? 8 : src.array.dtype == Dtype::f32 ? 4 : 2;
     rows[count++] = {static_cast<const char*>(src.array.data) + src.at(i, j, k) * size,
-                   src.stride[1] * size, width * size};
+                     src.stride[1] * size, width * size};
   }
 
   ATLAS_INLINE void prefetch(int64_t t) const {

@@ -1,6 +1,6 @@
-// The dual form of one chunk (no Newton-Schulz): a handful of matrix products for every matrix of the
-// memory, nothing of size tokens x weights (docs/math/omega_rule.md, section 3). Included by kernel
-// bodies after isa_begin.h.
+// The dual form of one chunk (no Newton-Schulz): a handful of matrix products for every matrix of
+// the memory, nothing of size tokens x weights (docs/math/omega_rule.md, section 3). Included by
+// kernel bodies after isa_begin.h.
 #pragma once
 #include "kernels/cpu/omega_causal.h"
 #include "kernels/cpu/omega_memory.h"
@@ -31,8 +31,7 @@ inline void dual_read(T* y, const Chunk<T>& c, const Sizes& sz, const MatrixSize
   scale_rows(y, c.m, y, c.tokens, m.op);
   if (momentum != nullptr) {
     gemm(c.tokens, m.out, m.in, plain(u, m.ip), momentum + m.at, m.op, reads, m.op);
-    for (int64_t t = 0; t < c.tokens; ++t)
-      axpy(y + t * m.op, -c.s[t], reads + t * m.op, m.op);
+    for (int64_t t = 0; t < c.tokens; ++t) axpy(y + t * m.op, -c.s[t], reads + t * m.op, m.op);
   }
   causal_read(y, c, sz, coefficients, d, m.op, m.out);
 }

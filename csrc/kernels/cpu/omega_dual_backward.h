@@ -162,8 +162,7 @@ inline void dual_backward_state(const ChunkGrads<T>& g, T* grad_d, T* grad_x, T*
   if (momentum != nullptr) {
     g.gates.s[last] -= dot(grad_w, momentum + m.at, size);
     g.gates.p[last] += dot(grad_s, momentum + m.at, size);
-    for (int64_t i = 0; i < size; ++i)
-      grad_s[i] = c.p[last] * grad_s[i] - c.s[last] * grad_w[i];
+    for (int64_t i = 0; i < size; ++i) grad_s[i] = c.p[last] * grad_s[i] - c.s[last] * grad_w[i];
   }
   for (int64_t i = 0; i < size; ++i) grad_w[i] *= c.m[last];
 

@@ -66,7 +66,7 @@ inline void activate_hidden_backward(T* const* grad_z, const T* grad_h, const Hi
 template <class T>
 struct Signals {
   Hidden<T> hidden;
-  T* b;                 // [rows, fp] W2ᵀ e
+  T* b;                      // [rows, fp] W2ᵀ e
   T* d[kMostMatrices] = {};  // [rows, op]; the last one is e
 
   Signals(Arena<T>& arena, const Sizes& sz) : hidden(arena, sz, sz.rows) {
@@ -139,8 +139,7 @@ struct SignalsBackwardWork {
 
   SignalsBackwardWork(Arena<T>& arena, const Sizes& sz) {
     int64_t most = 0;
-    for (int l = 0; l < sz.matrices; ++l)
-      most = larger(most, sz.matrix[l].out * sz.matrix[l].ip);
+    for (int l = 0; l < sz.matrices; ++l) most = larger(most, sz.matrix[l].out * sz.matrix[l].ip);
     rows = arena.take(most);
     if (!sz.deep()) return;
     b = arena.take(sz.rows * sz.fp);
@@ -176,12 +175,13 @@ inline void memory_signals_backward(const SignalGrads<T>& g, const Signals<T>& s
          T(1));
   }
   if (options.l2) {
-    gemm(last.in, sz.value, rows, transposed(inputs_of(sz, sz.last(), c.x, signals.hidden), last.ip),
-         grad_e, sz.vp, grad_last, sz.vp, T(1), T(1));
+    gemm(last.in, sz.value, rows,
+         transposed(inputs_of(sz, sz.last(), c.x, signals.hidden), last.ip), grad_e, sz.vp,
+         grad_last, sz.vp, T(1), T(1));
     if (sz.deep() || g.wants_x) {
       transpose(work.rows, last.ip, reference + last.at, sz.vp, last.in, sz.value);
-      gemm(rows, last.in, sz.value, plain(grad_e, sz.vp), work.rows, last.ip,
-           sz.deep() ? g.h : g.x, last.ip, T(1), T(1));
+      gemm(rows, last.in, sz.value, plain(grad_e, sz.vp), work.rows, last.ip, sz.deep() ? g.h : g.x,
+           last.ip, T(1), T(1));
     }
   }
   if (!sz.deep()) return;

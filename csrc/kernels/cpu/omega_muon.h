@@ -54,8 +54,8 @@ inline void scan_segment(const Chunk<T>& c, const Sizes& sz, const Segment& segm
   }
 }
 
-// S <- p S + sum_i A_i d_i x_iᵀ for one matrix over one segment; S is uninitialised before the first
-// one of a rule without momentum.
+// S <- p S + sum_i A_i d_i x_iᵀ for one matrix over one segment; S is uninitialised before the
+// first one of a rule without momentum.
 template <class T>
 inline void advance_momentum(T* momentum, const Chunk<T>& c, const Sizes& sz, const MatrixSizes& m,
                              const Segment& segment, const T* x, const T* d, T* writes) {
@@ -70,8 +70,8 @@ template <class T>
 inline void advance_momenta(T* momentum, const Chunk<T>& c, const Sizes& sz, const Segment& segment,
                             const Signals<T>& signals, T* writes) {
   for (int l = 0; l < sz.matrices; ++l)
-    advance_momentum(momentum, c, sz, sz.matrix[l], segment,
-                     inputs_of(sz, l, c.x, signals.hidden), signals.d[l], writes);
+    advance_momentum(momentum, c, sz, sz.matrix[l], segment, inputs_of(sz, l, c.x, signals.hidden),
+                     signals.d[l], writes);
 }
 
 // y_t = f_t M(u_t) for `tokens` tokens from `first`, every matrix of M times f_t (null: 1). The

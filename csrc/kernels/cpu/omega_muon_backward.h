@@ -74,10 +74,10 @@ inline int64_t muon_recompute(const Chunk<T>& c, const Sizes& sz, const OmegaOpt
 // Adjoint of S' = p S + sum_i A_i d_i x_iᵀ for one matrix; grad_s is the adjoint of S', left alone.
 // grad_x (null: not wanted) and grad_d are added to.
 template <class T>
-inline void advance_momentum_backward(const ChunkGrads<T>& g, T* grad_d, T* grad_x,
-                                      const T* grad_s, const Chunk<T>& c, const Sizes& sz,
-                                      const MatrixSizes& m, const Segment& segment, const T* x,
-                                      const T* d, const MuonBackwardWork<T>& work) {
+inline void advance_momentum_backward(const ChunkGrads<T>& g, T* grad_d, T* grad_x, const T* grad_s,
+                                      const Chunk<T>& c, const Sizes& sz, const MatrixSizes& m,
+                                      const Segment& segment, const T* x, const T* d,
+                                      const MuonBackwardWork<T>& work) {
   const int64_t from = first_row(c, segment, sz.window), to = c.overhang + segment.last + 1;
   const T* a = c.a + segment.last * sz.rp;
   T* grad_a = g.gates.a + segment.last * sz.rp;
@@ -131,8 +131,7 @@ inline void matrix_read_backward(T* grad_state, T* grad_u, T* grad_factor, const
   for (int64_t t = 0; t < tokens; ++t) {
     const T* read = work.reads + t * m.ip;
     const T f = factor == nullptr ? T(1) : factor[first + t];
-    if (factor != nullptr)
-      grad_factor[first + t] += dot(read, u + (first + t) * m.ip, m.in);
+    if (factor != nullptr) grad_factor[first + t] += dot(read, u + (first + t) * m.ip, m.in);
     axpy(grad_u + (first + t) * m.ip, f, read, m.in);
     for (int64_t j = 0; j < m.op; ++j) work.writes[t * m.op + j] = f * grad_y[t * m.op + j];
   }
@@ -144,8 +143,7 @@ inline void matrix_read_backward(T* grad_state, T* grad_u, T* grad_factor, const
 template <class T>
 inline void muon_read_backward(const ChunkGrads<T>& g, const Chunk<T>& c, const Sizes& sz,
                                const OmegaOptions& options, int64_t first, int64_t tokens,
-                               const T* factor, const T* weights,
-                               const MuonBackwardWork<T>& work) {
+                               const T* factor, const T* weights, const MuonBackwardWork<T>& work) {
   if (tokens == 0) return;
   T* const no_output = nullptr;
   if (sz.deep()) {

@@ -57,10 +57,10 @@ struct OmegaOptions {
 struct OmegaInputs {
   Strided q, k, v;                           // [B, T, H, K], [B, T, H, K], [B, T, H, V]
   Strided gamma, eta, log_alpha, log_theta;  // [B, T, H, W], [B, T, H]
-  Strided weights[kMostMatrices];        // each [N, H, out, in]
-  Strided momentum[kMostMatrices];       // absent: 0
-  Strided chunk_weights[kMostMatrices];  // absent: weights
-  Strided k_tail, v_tail;  // [N, W-1, H, K], [N, W-1, H, V]
+  Strided weights[kMostMatrices];            // each [N, H, out, in]
+  Strided momentum[kMostMatrices];           // absent: 0
+  Strided chunk_weights[kMostMatrices];      // absent: weights
+  Strided k_tail, v_tail;                    // [N, W-1, H, K], [N, W-1, H, V]
   const OmegaSequence* sequences;
   int64_t num_sequences;
   int64_t tokens;  // T, of every batch row

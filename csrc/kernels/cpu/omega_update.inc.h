@@ -1,5 +1,6 @@
 // One token of the Omega rule, in place (docs/math/omega_rule.md, section 2). An item is a (row,
-// head); every matrix of the state is read and written where it lies, once: its bytes are the floor.
+// head); every matrix of the state is read and written where it lies, once: its bytes are the
+// floor.
 #include "kernels/cpu/omega_update_window.h"
 
 namespace atlas::kernels::cpu::ATLAS_ISA {
@@ -75,9 +76,9 @@ void update_matrix(T* y, const UpdateTask<T>& task, const OmegaUpdate& args, con
       move = task.gradient;
     }
     for (int64_t j = first; j < first + block; ++j)
-      y[j] = update_row(w + j * weights.stride[2],
-                        s == nullptr ? nullptr : s + j * momentum.stride[2], move + (j - first) * ip,
-                        u, step, in);
+      y[j] =
+          update_row(w + j * weights.stride[2], s == nullptr ? nullptr : s + j * momentum.stride[2],
+                     move + (j - first) * ip, u, step, in);
   }
   if (!step.closes) return;
   T* reference = state_matrix<T>(args.chunk_weights[l], step.slot, step.head);

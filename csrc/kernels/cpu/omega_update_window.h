@@ -1,5 +1,6 @@
-// One token of the Omega rule: the window's rows and their error signals. Vectors of the window stand
-// in columns, [width, rp], so that the state is never transposed. Included by omega_update.inc.h.
+// One token of the Omega rule: the window's rows and their error signals. Vectors of the window
+// stand in columns, [width, rp], so that the state is never transposed. Included by
+// omega_update.inc.h.
 #pragma once
 #include "kernels/cpu/activation.h"
 #include "kernels/cpu/arena.h"
@@ -131,8 +132,9 @@ void window_hidden(const UpdateTask<T>& task, const OmegaUpdate& args, int64_t s
   const OmegaOptions& options = args.options;
   const int64_t hidden = options.hidden, size = hidden * task.rp;
   for (int l = 0; l + 1 < options.matrices; ++l)
-    gemm(hidden, rows, options.features(), state_operand<T>(args.chunk_weights[l], slot, head, false),
-         task.xt, task.rp, task.z[l], task.rp);
+    gemm(hidden, rows, options.features(),
+         state_operand<T>(args.chunk_weights[l], slot, head, false), task.xt, task.rp, task.z[l],
+         task.rp);
   each_activated(options.activation, task.z[0], size, [&](int64_t i, Activated<T> act) {
     store(task.a + i, act.value);
     store(task.slope + i, act.slope);
@@ -162,8 +164,7 @@ void window_signals(const UpdateTask<T>& task, const OmegaUpdate& args, int64_t 
   for (int64_t j = 0; j < value; ++j)
     for (int64_t i = 0; i < rows; ++i) {
       const T raw = residual ? task.k[i * task.kp + j] : T(0);
-      e[j * task.rp + i] =
-          task.gamma[i] * (e[j * task.rp + i] + raw - task.values[i * value + j]);
+      e[j * task.rp + i] = task.gamma[i] * (e[j * task.rp + i] + raw - task.values[i * value + j]);
     }
   if (!options.deep()) return;
   gemm(hidden, rows, value, state_operand<T>(args.chunk_weights[last], slot, head, true), e,
