@@ -83,6 +83,14 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 }
 
 __device__ __forceinline__ float bits_to_float(uint32_t x) { return __uint_as_float(x); }
+__device__ __forceinline__ uint32_t float_to_bits(float x) { return __float_as_uint(x); }
+
+// The square root to about one unit in the last place, without the call that exact rounding takes.
+__device__ __forceinline__ float square_root(float x) {
+  float y;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // ---- asynchronous copies from global to shared memory (sm_80 and up)
 
