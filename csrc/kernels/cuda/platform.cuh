@@ -10,6 +10,12 @@
 #include <cstdint>
 
 #define ATLAS_KERNEL __attribute__((visibility("default"))) __global__
+// On a const struct parameter that is read by variable index: no copy of it in local memory.
+#ifdef __CUDACC__
+#define ATLAS_GRID_CONSTANT __grid_constant__
+#else
+#define ATLAS_GRID_CONSTANT
+#endif
 
 #ifdef __CUDACC__
 

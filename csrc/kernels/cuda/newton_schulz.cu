@@ -1,0 +1,124 @@
+#include "kernels/cuda/newton_schulz.cuh"
+
+#include <type_traits>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/newton_schulz_backward.cuh"
+
+namespace atlas::kernels::cuda {
+namespace {
+
+constexpr int kLargestSide = 128;
+
+// Which arithmetic a call takes: below sm_80 there are no tensor cores for bf16 and tf32.
+enum class Arithmetic { half, tf32, simple };
+
+Arithmetic arithmetic(Dtype dtype, bool allow_tf32, int capability) {
+  if (dtype == Dtype::f16) return Arithmetic::half;
+  if (dtype == Dtype::bf16) return capability >= 80 ? Arithmetic::half : Arithmetic::simple;
+  return allow_tf32 && capability >= 80 ? Arithmetic::tf32 : Arithmetic::simple;
+}
+
+// Calls use(Traits) for the smallest kSize that holds the shorter side.
+template <class Tile, class Use>
+auto with_size(int shorter, const Use& use) {
+  if (shorter <= 16) return use(NewtonSchulzTraits<Tile, 16>());
+  if (shorter <= 32) return use(NewtonSchulzTraits<Tile, 32>());
+  if (shorter <= 64) return use(NewtonSchulzTraits<Tile, 64>());
+  return use(NewtonSchulzTraits<Tile, 128>());
+}
+
+template <class T, class Use>
+auto with_tile(Arithmetic kind, int shorter, const Use& use) {
+  if constexpr (std::is_same_v<T, f16>) return with_size<HalfTile<f16>>(shorter, use);
+  if constexpr (std::is_same_v<T, bf16>)
+    if (kind == Arithmetic::half) return with_size<HalfTile<bf16>>(shorter, use);
+  if constexpr (std::is_same_v<T, float>)
+    if (kind == Arithmetic::tf32) return with_size<Tf32Tile>(shorter, use);
+  if constexpr (!std::is_same_v<T, f16>) return with_size<FloatTile>(shorter, use);
+}
+
+// Calls use(T(), Traits()) for the kernel instance that a call takes.
+template <class Use>
+auto with_instance(Dtype dtype, bool allow_tf32, int m, int n, const Use& use) {
+  const Arithmetic kind = arithmetic(dtype, allow_tf32, current_device().capability);
+  const int shorter = m < n ? m : n;
+  switch (dtype) {
+    case Dtype::bf16:
+      return with_tile<bf16>(kind, shorter, [&](auto traits) { return use(bf16(), traits); });
+    case Dtype::f16:
+      return with_tile<f16>(kind, shorter, [&](auto traits) { return use(f16(), traits); });
+    default:
+      return with_tile<float>(kind, shorter, [&](auto traits) { return use(float(), traits); });
+  }
+}
+
+template <class Traits>
+int64_t shared_bytes(const NewtonSchulzShape& shape, bool backward) {
+  return Traits::kMatrices * static_cast<int64_t>(sizeof(typename Traits::Element)) *
+         (backward ? backward_elements<Traits>(shape) : forward_elements<Traits>(shape));
+}
+
+template <class Traits>
+int64_t groups(int64_t batch) {
+  return (batch + Traits::kMatrices - 1) / Traits::kMatrices;
+}
+
+// The backward's blocks take matrices in turn, so that its scratch does not grow with the batch.
+template <class Traits>
+int64_t backward_blocks(int64_t batch) {
+  constexpr int64_t kBlocksPerMultiprocessor = 4;
+  const int64_t most = kBlocksPerMultiprocessor * current_device().multiprocessors;
+  return groups<Traits>(batch) < most ? groups<Traits>(batch) : most;
+}
+
+}  // namespace
+
+bool newton_schulz_is_fused(Dtype dtype, int m, int n, bool backward) {
+  const NewtonSchulzShape shape(m, n);
+  constexpr int64_t kStatic = 1 << 10;
+  if (shape.shorter > kLargestSide) return false;
+  return with_instance(dtype, false, m, n, [&](auto, auto traits) {
+    return shared_bytes<decltype(traits)>(shape, backward) + kStatic <=
+           current_device().shared_bytes;
+  });
+}
+
+int64_t newton_schulz_scratch(const NewtonSchulz& args) {
+  const NewtonSchulzShape shape(args.m, args.n);
+  return with_instance(args.dtype, args.allow_tf32, args.m, args.n, [&](auto, auto traits) {
+    using Traits = decltype(traits);
+    return backward_blocks<Traits>(args.batch) * Traits::kMatrices *
+           tape_elements<Traits>(shape, args.schedule.steps) *
+           static_cast<int64_t>(sizeof(typename Traits::Element));
+  });
+}
+
+cudaError_t newton_schulz(const NewtonSchulz& args, cudaStream_t stream) {
+  const NewtonSchulzShape shape(args.m, args.n);
+  return with_instance(args.dtype, args.allow_tf32, args.m, args.n, [&](auto element, auto traits) {
+    using T = decltype(element);
+    using Traits = decltype(traits);
+    return launch<newton_schulz_kernel<typename Traits::Tile, Traits::kSize, T>>(
+        dim3(static_cast<unsigned>(groups<Traits>(args.batch))), dim3(Traits::kThreads),
+        static_cast<size_t>(shared_bytes<Traits>(shape, false)), stream,
+        static_cast<const T*>(args.x), static_cast<T*>(args.out), args.batch, args.m, args.n,
+        args.scale, args.eps, args.schedule);
+  });
+}
+
+cudaError_t newton_schulz_backward(const NewtonSchulz& args, cudaStream_t stream) {
+  const NewtonSchulzShape shape(args.m, args.n);
+  return with_instance(args.dtype, args.allow_tf32, args.m, args.n, [&](auto element, auto traits) {
+    using T = decltype(element);
+    using Traits = decltype(traits);
+    return launch<newton_schulz_backward_kernel<typename Traits::Tile, Traits::kSize, T>>(
+        dim3(static_cast<unsigned>(backward_blocks<Traits>(args.batch))), dim3(Traits::kThreads),
+        static_cast<size_t>(shared_bytes<Traits>(shape, true)), stream,
+        static_cast<const T*>(args.x), static_cast<const T*>(args.grad), static_cast<T*>(args.out),
+        static_cast<typename Traits::Element*>(args.scratch), args.batch, args.m, args.n,
+        args.scale, args.eps, args.schedule);
+  });
+}
+
+}  // namespace atlas::kernels::cuda
