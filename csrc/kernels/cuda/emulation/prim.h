@@ -71,6 +71,10 @@ inline uint32_t to_tf32(float x) {
 }
 
 inline float bits_to_float(uint32_t x) { return emulation::bits_as_float(x); }
+inline uint32_t float_to_bits(float x) { return emulation::float_as_bits(x); }
+
+// Rounded exactly; the device's may be off by a unit in the last place.
+inline float square_root(float x) { return sqrtf(x); }
 
 // ---- asynchronous copies from global to shared memory
 
