@@ -1,6 +1,6 @@
 #pragma once
-// The one way to start a kernel: launch<kernel<T>>(grid, block, shared_bytes, stream, arguments...).
-// Returns the launch's status, cudaSuccess for an empty grid, which is not launched.
+// The one way to start a kernel: launch<kernel<T>>(grid, block, shared_bytes, stream,
+// arguments...). Returns the launch's status, cudaSuccess for an empty grid, which is not launched.
 #include "kernels/cuda/platform.cuh"
 
 #ifdef __CUDACC__
@@ -33,8 +33,8 @@ cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stre
 
 // What a launcher needs to know of the current device to choose a kernel.
 struct Device {
-  int capability;       // 10 * major + minor
-  int shared_bytes;     // most that a block may opt in to
+  int capability;    // 10 * major + minor
+  int shared_bytes;  // most that a block may opt in to
   int multiprocessors;
 };
 

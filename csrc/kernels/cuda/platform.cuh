@@ -22,7 +22,7 @@
 #include <cuda_runtime.h>
 
 #define SHARED_ARRAY(T, name, n) __shared__ __align__(16) T name[n]
-#define DYNAMIC_SHARED(T, name)                                          \
+#define DYNAMIC_SHARED(T, name)                                         \
   extern __shared__ __align__(16) unsigned char atlas_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(atlas_dynamic_shared)
 

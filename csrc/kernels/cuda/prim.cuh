@@ -45,9 +45,7 @@ __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) {
   return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
 }
-__device__ __forceinline__ float to_float(f16 x) {
-  return __half2float(__ushort_as_half(x.bits));
-}
+__device__ __forceinline__ float to_float(f16 x) { return __half2float(__ushort_as_half(x.bits)); }
 
 template <class T>
 __device__ __forceinline__ T from_float(float x);
@@ -124,8 +122,8 @@ __device__ __forceinline__ void cp_async_wait() {
 
 // ---- tensor cores
 
-// Four 8x8 matrices of 16-bit elements; lane l names the 16-byte row l % 8 of matrix l / 8. Register
-// i of a lane then holds elements 2c, 2c+1 of row g of matrix i; transposed: of column g.
+// Four 8x8 matrices of 16-bit elements; lane l names the 16-byte row l % 8 of matrix l / 8.
+// Register i of a lane then holds elements 2c, 2c+1 of row g of matrix i; transposed: of column g.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&out)[4], const void* shared_row) {
   const unsigned row = static_cast<unsigned>(__cvta_generic_to_shared(shared_row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
@@ -134,8 +132,7 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&out)[4], const void* shar
                : "memory");
 }
 
-__device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&out)[4],
-                                                       const void* shared_row) {
+__device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&out)[4], const void* shared_row) {
   const unsigned row = static_cast<unsigned>(__cvta_generic_to_shared(shared_row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])

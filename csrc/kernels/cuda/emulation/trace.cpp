@@ -1,0 +1,132 @@
+#include "kernels/cuda/emulation/trace.h"
+
+#include <sys/stat.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <stdexcept>
+#include <vector>
+
+namespace atlas::emulation {
+namespace {
+
+struct Buffer {
+  const void* address;
+  size_t bytes;
+  std::string dtype, name;
+  bool undefined;
+};
+
+thread_local std::vector<Buffer> buffers;
+thread_local std::string line;  // of the launch under way
+thread_local int launch_number;
+
+std::mutex mutex;
+bool chosen = false;  // by set_trace, which overrides the environment
+std::string directory;
+int launches = 0;
+
+std::string quoted(const std::string& text) {
+  std::string result = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') result += '\\';
+    result += c;
+  }
+  return result + "\"";
+}
+
+void write(const std::string& path, const void* bytes, size_t count, const char* mode) {
+  std::FILE* file = std::fopen(path.c_str(), mode);
+  bool written = file != nullptr && std::fwrite(bytes, 1, count, file) == count;
+  if (file != nullptr) written = std::fclose(file) == 0 && written;
+  if (!written) throw std::runtime_error("emulated CUDA: trace: could not write " + path);
+}
+
+std::string extent(Extent size) {
+  return "[" + std::to_string(size.x) + ", " + std::to_string(size.y) + ", " +
+         std::to_string(size.z) + "]";
+}
+
+std::string hex(const Parameter& parameter) {
+  static const char digits[] = "0123456789abcdef";
+  std::string text;
+  for (size_t i = 0; i < parameter.size; ++i) {
+    const unsigned char byte = static_cast<const unsigned char*>(parameter.bytes)[i];
+    text += {digits[byte / 16], digits[byte % 16]};
+  }
+  return quoted(text);
+}
+
+std::string file_name(size_t buffer, const char* when) {
+  return std::to_string(launch_number) + "_" + std::to_string(buffer) + "." + when;
+}
+
+void open(const std::string& chosen_directory) {
+  directory = chosen_directory;
+  chosen = true;
+  launches = 0;
+  if (directory.empty()) return;
+  mkdir(directory.c_str(), 0777);
+  write(directory + "/trace.jsonl", "", 0, "wb");
+}
+
+}  // namespace
+
+void register_buffer(const void* address, size_t bytes, const char* dtype, const char* name,
+                     bool undefined) {
+  if (bytes == 0) return;
+  for (const Buffer& known : buffers)
+    if (known.address == address && known.bytes == bytes) return;
+  buffers.push_back({address, bytes, dtype, name, undefined});
+}
+
+void forget_buffers() { buffers.clear(); }
+
+void set_trace(const std::string& chosen_directory) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  open(chosen_directory);
+}
+
+bool tracing() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (!chosen) {
+    const char* wanted = std::getenv("ATLAS_EXT_TRACE");
+    open(wanted != nullptr ? wanted : "");
+  }
+  return !directory.empty();
+}
+
+void trace_before(const Launch& launch, const char* kernel) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  launch_number = launches++;
+  line = "{\"kernel\": " + quoted(kernel) + ", \"grid\": " + extent(launch.grid) +
+         ", \"block\": " + extent(launch.block) +
+         ", \"dynamic_shared\": " + std::to_string(launch.shared_bytes) + ", \"params\": [";
+  for (size_t i = 0; i < launch.parameters.size(); ++i)
+    line += (i != 0 ? ", " : "") + hex(launch.parameters[i]);
+  line += "], \"buffers\": [";
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    Buffer& buffer = buffers[i];
+    const std::string before = file_name(i, "before");
+    char address[32];
+    std::snprintf(address, sizeof address, "%p", buffer.address);
+    line += std::string(i != 0 ? ", " : "") + "{\"address\": " + quoted(address) +
+            ", \"nbytes\": " + std::to_string(buffer.bytes) +
+            ", \"before\": " + (buffer.undefined ? "null" : quoted(before)) +
+            ", \"after\": " + quoted(file_name(i, "after")) +
+            ", \"dtype\": " + quoted(buffer.dtype) + ", \"name\": " + quoted(buffer.name) + "}";
+    if (!buffer.undefined) write(directory + "/" + before, buffer.address, buffer.bytes, "wb");
+    buffer.undefined = false;
+  }
+  line += "]}\n";
+}
+
+void trace_after() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (size_t i = 0; i < buffers.size(); ++i)
+    write(directory + "/" + file_name(i, "after"), buffers[i].address, buffers[i].bytes, "wb");
+  write(directory + "/trace.jsonl", line.data(), line.size(), "ab");
+}
+
+}  // namespace atlas::emulation

@@ -1,0 +1,25 @@
+#pragma once
+// Launch traces: a directory with trace.jsonl, one JSON object per launch, and the contents of
+// every registered buffer before and after it. ATLAS_EXT_TRACE names the directory
+// (docs/emulation.md).
+#include <cstddef>
+#include <string>
+
+#include "kernels/cuda/emulation/launch.h"
+
+namespace atlas::emulation {
+
+// What launches of this OS thread may touch, until forget_buffers(). `undefined`: nobody reads it
+// before the first launch has written to it.
+void register_buffer(const void* address, size_t bytes, const char* dtype, const char* name,
+                     bool undefined);
+void forget_buffers();
+
+// Empty: no traces. Starts a new trace in the directory.
+void set_trace(const std::string& directory);
+bool tracing();
+
+void trace_before(const Launch& launch, const char* kernel);
+void trace_after();
+
+}  // namespace atlas::emulation
