@@ -24,7 +24,7 @@ __device__ __forceinline__ float degree_scale(const float* scales, int degree) {
 }
 
 // 1 / n for n = 1 to 5, where a division would be a function call.
-__device__ __forceinline__ float reciprocal(int n) {
+__device__ __forceinline__ float small_reciprocal(int n) {
   return n == 1 ? 1.0f : n == 2 ? 0.5f : n == 3 ? 1.0f / 3.0f : n == 4 ? 0.25f : 0.2f;
 }
 
@@ -58,7 +58,7 @@ __device__ __forceinline__ Monomial<kDegree> monomial_at(int64_t feature, int di
         feature -= with_i;
     }
     run = p > 0 && i == first ? run + 1 : 1;
-    multinomial *= static_cast<float>(p + 1) * reciprocal(run);
+    multinomial *= static_cast<float>(p + 1) * small_reciprocal(run);
     result.index[p] = first = i;
   }
   result.weight = degree_scale(scales, degree) * square_root(multinomial);

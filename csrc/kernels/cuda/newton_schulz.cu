@@ -8,7 +8,11 @@
 namespace atlas::kernels::cuda {
 namespace {
 
-constexpr int kLargestSide = 128;
+// A float matrix of side 128 with all that the backward holds fits in no device's shared memory.
+template <class Tile>
+constexpr int largest_side(bool backward) {
+  return backward && sizeof(typename Tile::Element) == 4 ? 64 : 128;
+}
 
 // Which arithmetic a call takes: below sm_80 there are no tensor cores for bf16 and tf32.
 enum class Arithmetic { half, tf32, simple };
@@ -19,38 +23,33 @@ Arithmetic arithmetic(Dtype dtype, bool allow_tf32, int capability) {
   return allow_tf32 && capability >= 80 ? Arithmetic::tf32 : Arithmetic::simple;
 }
 
-// Calls use(Traits) for the smallest kSize that holds the shorter side.
-template <class Tile, class Use>
-auto with_size(int shorter, const Use& use) {
+// Calls use(Traits) for the smallest kSize that holds the shorter side; `none` if there is none.
+template <bool kBackward, class Tile, class Use, class None>
+None with_size(int shorter, const Use& use, None none) {
   if (shorter <= 16) return use(NewtonSchulzTraits<Tile, 16>());
   if (shorter <= 32) return use(NewtonSchulzTraits<Tile, 32>());
   if (shorter <= 64) return use(NewtonSchulzTraits<Tile, 64>());
-  return use(NewtonSchulzTraits<Tile, 128>());
+  if constexpr (largest_side<Tile>(kBackward) == 128)
+    if (shorter <= 128) return use(NewtonSchulzTraits<Tile, 128>());
+  return none;
 }
 
-template <class T, class Use>
-auto with_tile(Arithmetic kind, int shorter, const Use& use) {
-  if constexpr (std::is_same_v<T, f16>) return with_size<HalfTile<f16>>(shorter, use);
-  if constexpr (std::is_same_v<T, bf16>)
-    if (kind == Arithmetic::half) return with_size<HalfTile<bf16>>(shorter, use);
-  if constexpr (std::is_same_v<T, float>)
-    if (kind == Arithmetic::tf32) return with_size<Tf32Tile>(shorter, use);
-  if constexpr (!std::is_same_v<T, f16>) return with_size<FloatTile>(shorter, use);
-}
-
-// Calls use(T(), Traits()) for the kernel instance that a call takes.
-template <class Use>
-auto with_instance(Dtype dtype, bool allow_tf32, int m, int n, const Use& use) {
+// Calls use(T(), Traits()) for the kernel instance that a call takes; `none` if there is none.
+template <bool kBackward, class Use, class None>
+None with_instance(Dtype dtype, bool allow_tf32, int m, int n, const Use& use, None none) {
   const Arithmetic kind = arithmetic(dtype, allow_tf32, current_device().capability);
   const int shorter = m < n ? m : n;
-  switch (dtype) {
-    case Dtype::bf16:
-      return with_tile<bf16>(kind, shorter, [&](auto traits) { return use(bf16(), traits); });
-    case Dtype::f16:
-      return with_tile<f16>(kind, shorter, [&](auto traits) { return use(f16(), traits); });
-    default:
-      return with_tile<float>(kind, shorter, [&](auto traits) { return use(float(), traits); });
+  if (dtype == Dtype::f16)
+    return with_size<kBackward, HalfTile<f16>>(
+        shorter, [&](auto traits) { return use(f16(), traits); }, none);
+  if (dtype == Dtype::bf16) {
+    const auto call = [&](auto traits) { return use(bf16(), traits); };
+    return kind == Arithmetic::half ? with_size<kBackward, HalfTile<bf16>>(shorter, call, none)
+                                    : with_size<kBackward, FloatTile>(shorter, call, none);
   }
+  const auto call = [&](auto traits) { return use(float(), traits); };
+  return kind == Arithmetic::tf32 ? with_size<kBackward, Tf32Tile>(shorter, call, none)
+                                  : with_size<kBackward, FloatTile>(shorter, call, none);
 }
 
 template <class Traits>
@@ -76,27 +75,29 @@ int64_t backward_blocks(int64_t batch) {
 
 bool newton_schulz_is_fused(Dtype dtype, int m, int n, bool backward) {
   const NewtonSchulzShape shape(m, n);
-  constexpr int64_t kStatic = 1 << 10;
-  if (shape.shorter > kLargestSide) return false;
-  return with_instance(dtype, false, m, n, [&](auto, auto traits) {
+  const auto fits = [&](auto, auto traits) {
+    constexpr int64_t kStatic = 1 << 10;
     return shared_bytes<decltype(traits)>(shape, backward) + kStatic <=
            current_device().shared_bytes;
-  });
+  };
+  return backward ? with_instance<true>(dtype, false, m, n, fits, false)
+                  : with_instance<false>(dtype, false, m, n, fits, false);
 }
 
 int64_t newton_schulz_scratch(const NewtonSchulz& args) {
   const NewtonSchulzShape shape(args.m, args.n);
-  return with_instance(args.dtype, args.allow_tf32, args.m, args.n, [&](auto, auto traits) {
+  const auto bytes = [&](auto, auto traits) {
     using Traits = decltype(traits);
     return backward_blocks<Traits>(args.batch) * Traits::kMatrices *
            tape_elements<Traits>(shape, args.schedule.steps) *
            static_cast<int64_t>(sizeof(typename Traits::Element));
-  });
+  };
+  return with_instance<true>(args.dtype, args.allow_tf32, args.m, args.n, bytes, int64_t{0});
 }
 
 cudaError_t newton_schulz(const NewtonSchulz& args, cudaStream_t stream) {
   const NewtonSchulzShape shape(args.m, args.n);
-  return with_instance(args.dtype, args.allow_tf32, args.m, args.n, [&](auto element, auto traits) {
+  const auto start = [&](auto element, auto traits) {
     using T = decltype(element);
     using Traits = decltype(traits);
     return launch<newton_schulz_kernel<typename Traits::Tile, Traits::kSize, T>>(
@@ -104,12 +105,14 @@ cudaError_t newton_schulz(const NewtonSchulz& args, cudaStream_t stream) {
         static_cast<size_t>(shared_bytes<Traits>(shape, false)), stream,
         static_cast<const T*>(args.x), static_cast<T*>(args.out), args.batch, args.m, args.n,
         args.scale, args.eps, args.schedule);
-  });
+  };
+  return with_instance<false>(args.dtype, args.allow_tf32, args.m, args.n, start,
+                              cudaErrorInvalidValue);
 }
 
 cudaError_t newton_schulz_backward(const NewtonSchulz& args, cudaStream_t stream) {
   const NewtonSchulzShape shape(args.m, args.n);
-  return with_instance(args.dtype, args.allow_tf32, args.m, args.n, [&](auto element, auto traits) {
+  const auto start = [&](auto element, auto traits) {
     using T = decltype(element);
     using Traits = decltype(traits);
     return launch<newton_schulz_backward_kernel<typename Traits::Tile, Traits::kSize, T>>(
@@ -118,7 +121,9 @@ cudaError_t newton_schulz_backward(const NewtonSchulz& args, cudaStream_t stream
         static_cast<const T*>(args.x), static_cast<const T*>(args.grad), static_cast<T*>(args.out),
         static_cast<typename Traits::Element*>(args.scratch), args.batch, args.m, args.n,
         args.scale, args.eps, args.schedule);
-  });
+  };
+  return with_instance<true>(args.dtype, args.allow_tf32, args.m, args.n, start,
+                             cudaErrorInvalidValue);
 }
 
 }  // namespace atlas::kernels::cuda

@@ -160,8 +160,8 @@ ATLAS_KERNEL void __launch_bounds__(NewtonSchulzTraits<Tile, kSize>::kThreads)
                   norm.power;
       });
     inward = warps_sum<Traits::kWarps>(inward, line, me.warp);
-    inward *= norm.norm == 0 ? 0.0f : 1.0f / norm.norm * norm.factor();
-    const float outer = scale / incoming.power;
+    inward *= norm.norm == 0 ? 0.0f : reciprocal(norm.norm) * norm.factor();
+    const float outer = scale * inverse_power(incoming.power);
     if (valid)
       each_element<Traits>(shape, me.thread, [&](int row, int column, int i) {
         const float g = Tile::load(adjoint[row * Traits::kLd + column]);

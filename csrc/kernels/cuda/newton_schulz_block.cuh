@@ -96,7 +96,7 @@ __device__ __forceinline__ void clear_elements(typename Traits::Element* x, int 
 struct MatrixNorm {
   float power, norm, whole;
 
-  __device__ __forceinline__ float factor() const { return norm == 0 ? 0.0f : 1.0f / whole; }
+  __device__ __forceinline__ float factor() const { return norm == 0 ? 0.0f : reciprocal(whole); }
 };
 
 __device__ __forceinline__ float power_below(float largest) {
@@ -105,7 +105,12 @@ __device__ __forceinline__ float power_below(float largest) {
   return bits_to_float(static_cast<uint32_t>(127 - exponent) << 23);
 }
 
-// Loads `count` values get(i), i in memory order, and measures them. All threads of the block.
+// 1 / 2^e, exactly.
+__device__ __forceinline__ float inverse_power(float power) {
+  return bits_to_float((254u << 23) - float_to_bits(power));
+}
+
+// Measures `count` values get(i), i in memory order, and measures them. All threads of the block.
 template <class Traits, class Get>
 __device__ __forceinline__ MatrixNorm measure(int count, float eps, float* line,
                                               const NewtonSchulzThread<Traits>& me,
@@ -123,7 +128,7 @@ __device__ __forceinline__ MatrixNorm measure(int count, float eps, float* line,
     const float x = get(i) * result.power;
     sum += x * x;
   }
-  result.norm = sqrtf(warps_sum<Traits::kWarps>(sum, line, me.warp));
+  result.norm = square_root(warps_sum<Traits::kWarps>(sum, line, me.warp));
   result.whole = result.norm + eps * result.power;
   return result;
 }

@@ -108,7 +108,7 @@ struct Walk {
     for (int p = 0; p < kDegree; ++p) {
       if (p >= degree) continue;
       run = p > 0 && index[p] == index[p - 1] ? run + 1 : 1;
-      multinomial *= static_cast<float>(p + 1) * reciprocal(run);
+      multinomial *= static_cast<float>(p + 1) * small_reciprocal(run);
     }
   }
 
@@ -159,7 +159,7 @@ __device__ __forceinline__ void poly_backward_level(const PolyRow& row, float& g
     float multinomial;
     walk.counts(run, multinomial);
     const float children = multinomial * static_cast<float>(l + 1);
-    const float other = square_root(children), same = square_root(children * reciprocal(run + 1));
+    const float other = square_root(children), same = square_root(children * small_reciprocal(run + 1));
     const float product = walk.product(row.x);
     float sum = 0;
     for (int j = last / kLanes * kLanes + lane; j < dim; j += kLanes) {

@@ -90,6 +90,13 @@ __device__ __forceinline__ float square_root(float x) {
   return y;
 }
 
+// 1 / x to about one unit in the last place, x and 1 / x normal numbers.
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // ---- asynchronous copies from global to shared memory (sm_80 and up)
 
 // 16 bytes; both pointers are 16-byte aligned. Without `valid` the destination is zeroed and the

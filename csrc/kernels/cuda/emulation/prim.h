@@ -75,6 +75,7 @@ inline uint32_t float_to_bits(float x) { return emulation::float_as_bits(x); }
 
 // Rounded exactly; the device's may be off by a unit in the last place.
 inline float square_root(float x) { return sqrtf(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
 
 // ---- asynchronous copies from global to shared memory
 
