@@ -18,7 +18,7 @@
 namespace atlas::emulation {
 namespace {
 
-#if defined(ATLAS_EMULATION_ADDRESS) || defined(ATLAS_EMULATION_THREAD)
+#ifdef ATLAS_EMULATION_ADDRESS
 constexpr size_t kStackBytes = 256 << 10;  // instrumented frames are several times larger
 #else
 constexpr size_t kStackBytes = 128 << 10;
@@ -141,9 +141,14 @@ void Fiber::start(Entry entry, unsigned number) {
   unpoison(stack_, stack_bytes_);  // an earlier run may have been abandoned in mid-function
   fake_stack_ = nullptr;
 #ifdef ATLAS_EMULATION_THREAD
-  // Mapped anew, the stack forgets who used it; and it is one more thread to ThreadSanitizer.
-  mmap(stack_, stack_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
-       0);
+  // Mapped anew, the used part of the stack forgets who used it.
+  unsigned char resident[kStackBytes / 4096];
+  size_t unused = 0;
+  mincore(stack_, stack_bytes_, resident);
+  while (unused < stack_bytes_ && (resident[unused / page()] & 1) == 0) unused += page();
+  if (unused < stack_bytes_)
+    mmap(stack_ + unused, stack_bytes_ - unused, PROT_READ | PROT_WRITE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
   thread_fiber_ = __tsan_create_fiber(0);
 #endif
   char* top = stack_ + stack_bytes_ - number % kColours * kColourBytes;

@@ -15,7 +15,9 @@ __thread Thread* current_thread __attribute__((tls_model("initial-exec"))) = nul
 
 namespace {
 
-std::string text(Site site) { return std::string(site.file) + ":" + std::to_string(site.line); }
+std::string text(Site site) {
+  return site.line == 0 ? site.file : std::string(site.file) + ":" + std::to_string(site.line);
+}
 
 std::string text(Extent index) {
   return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " +
@@ -29,6 +31,8 @@ std::string demangled(const char* name) {
   std::free(plain);
   return result;
 }
+
+struct Unwind {};  // thrown in threads that must end because another one failed
 
 Extent index_of(uint64_t number, Extent extent) {
   return {static_cast<unsigned>(number % extent.x),
@@ -52,6 +56,7 @@ void Block::begin(Extent index) {
   generation_ = 0;
   first_exited_ = first_at_barrier_ = nullptr;
   error_ = nullptr;
+  warp_runs_ahead_ = draw(random) % 2 != 0;
   warps.clear();
   warps.resize((count_ + kLanes - 1) / kLanes);
   ready_.assign((count_ + 63) / 64, 0);
@@ -80,6 +85,7 @@ void Block::run(const Grid& launched, Extent index, Counters& count, void* launc
   Thread* const outer = current_thread;
   current_thread = running_ = next();
   host_.switch_to(running_->stack);
+  if (error_) unwind();
   for (unsigned i = 0; i < count_; ++i) threads_[i]->stack.finish();
   if (!error_) {
     const std::string damage = shared.damage();
@@ -96,13 +102,25 @@ void Block::run(const Grid& launched, Extent index, Counters& count, void* launc
   if (error_) std::rethrow_exception(error_);
 }
 
+// Lets every thread leave its kernel by an exception, so that nothing of it stays behind.
+void Block::unwind() {
+  unwinding_ = true;
+  for (unsigned i = 0; i < count_; ++i) {
+    if (threads_[i]->exited) continue;
+    current_thread = running_ = threads_[i].get();
+    host_.switch_to(running_->stack);
+  }
+  unwinding_ = false;
+}
+
 // Where every fiber starts.
 void Block::enter() {
   Fiber::arrived();
   Block& block = current_block();
   acquire(block.launch_begin_);
   try {
-    block.grid->invoke(block.grid->arguments);
+    if (!block.unwinding_) block.grid->invoke(block.grid->arguments);
+  } catch (const Unwind&) {
   } catch (...) {
     if (!block.error_) block.error_ = std::current_exception();
   }
@@ -113,9 +131,9 @@ void Block::enter() {
 void Block::finish_thread() {
   CudaThread& self = *running_;
   CudaThread* following = nullptr;
+  self.exited = true;
   if (!error_) {
     const Unrecorded unrecorded;
-    self.exited = true;
     if (first_exited_ == nullptr) first_exited_ = &self;
     ++exited_;
     set(self.number, false);
@@ -150,12 +168,25 @@ CudaThread* Block::scan(unsigned from, bool down) {
   return nullptr;
 }
 
+// Half of the blocks let one warp run far ahead of the others, half mix all threads.
+unsigned Block::random_start() {
+  const uint64_t number = draw(random);
+  if (warp_runs_ahead_ && running_ != nullptr && number >> 32 & 15) {
+    const unsigned first = running_->number / kLanes * kLanes;
+    const unsigned lane = static_cast<unsigned>(number % kLanes);
+    const auto lanes = static_cast<uint32_t>(ready_[first / 64] >> first % 64);
+    if (lanes >> lane != 0) return first + lane + __builtin_ctz(lanes >> lane);
+    if (lanes != 0) return first + __builtin_ctz(lanes);
+  }
+  return static_cast<unsigned>(number % count_);
+}
+
 CudaThread* Block::next() {
   const Order order = settings().order;
   const unsigned last = count_ - 1;
   unsigned from = order == Order::reverse ? last : 0;
   if (order == Order::random) {
-    from = static_cast<unsigned>(draw(random) % count_);
+    from = random_start();
   } else if (running_ != nullptr && order == Order::forward) {
     from = running_->number == last ? 0 : running_->number + 1;
   } else if (running_ != nullptr) {
@@ -172,6 +203,7 @@ void Block::yield() {
   if (following == &self) return;
   current_thread = running_ = following;
   self.stack.switch_to(following->stack);
+  if (unwinding_) throw Unwind();
 }
 
 void Block::wait(const char* what, Site site) {
