@@ -11,8 +11,6 @@
 
 namespace atlas::emulation {
 
-__thread Thread* current_thread __attribute__((tls_model("initial-exec"))) = nullptr;
-
 namespace {
 
 std::string text(Site site) {
@@ -43,6 +41,11 @@ Extent index_of(uint64_t number, Extent extent) {
 }  // namespace
 
 Block::Block() { host_.adopt_thread(); }
+
+Block::~Block() {
+  const Unrecorded unrecorded;
+  threads_.clear();
+}
 
 void Block::set(unsigned number, bool is_ready) {
   const uint64_t bit = uint64_t{1} << (number % 64);
@@ -272,12 +275,6 @@ void Block::fail_deadlock() {
        "deadlock: no thread can go on:" + who_waits());
 }
 
-Block& current_block() {
-  if (current_thread == nullptr)
-    throw std::runtime_error("emulated CUDA: device code was called outside of a kernel");
-  return *static_cast<CudaThread*>(current_thread)->owner;
-}
-
 void run_grid(const Grid& grid) {
   static thread_local Block block;
   const uint64_t blocks = uint64_t{grid.grid.x} * grid.grid.y * grid.grid.z;
@@ -292,53 +289,21 @@ void run_grid(const Grid& grid) {
   }
   block.random = draw(settings().random);
   char begin = 0, end = 0;
+  Fiber::begin_launch();
   release(&begin);
-  for (uint64_t i = 0; i < blocks; ++i) {
-    const uint64_t number = order == Order::random    ? shuffled[i]
-                            : order == Order::reverse ? blocks - 1 - i
-                                                      : i;
-    block.run(grid, index_of(number, grid.grid), counters, &begin, &end);
+  try {
+    for (uint64_t i = 0; i < blocks; ++i) {
+      const uint64_t number = order == Order::random    ? shuffled[i]
+                              : order == Order::reverse ? blocks - 1 - i
+                                                        : i;
+      block.run(grid, index_of(number, grid.grid), counters, &begin, &end);
+    }
+  } catch (...) {
+    acquire(&end);
+    throw;
   }
   acquire(&end);
   add(counters);
-}
-
-// ---- thread.h
-
-void fail(Site site, const char* what) {
-  const Unrecorded unrecorded;
-  current_block().fail(site, what);
-}
-
-void barrier(Site site) {
-  const Unrecorded unrecorded;
-  current_block().barrier(site);
-}
-
-void* shared_array(const void* key, size_t bytes, const char* name, Site site) {
-  const Unrecorded unrecorded;
-  Block& block = current_block();
-  void* const array = block.shared.array(key, bytes, name);
-  constexpr size_t kStaticLimit = 48 << 10;
-  const auto limit = static_cast<size_t>(settings().shared_bytes);
-  if (block.shared.static_bytes() > kStaticLimit)
-    block.fail(site, std::string(name) + ": more than 48 KiB of static shared memory");
-  if (block.shared.static_bytes() + block.grid->shared_bytes > limit)
-    block.fail(site, std::string(name) + ": more shared memory than the device's " +
-                         std::to_string(limit) + " bytes, static and dynamic together");
-  return array;
-}
-
-void* dynamic_shared() { return current_block().shared.dynamic(); }
-
-void check_shared(const void* address, size_t bytes, const char* what, Site site) {
-  const Unrecorded unrecorded;
-  const Block& block = current_block();
-  if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
-    block.fail(site, std::string(what) + ": wanted an address that is a multiple of " +
-                         std::to_string(bytes));
-  if (!block.shared.holds(address, bytes))
-    block.fail(site, std::string(what) + ": the address is in no shared array");
 }
 
 }  // namespace atlas::emulation

@@ -38,6 +38,7 @@ struct CudaThread : Thread {  // a CUDA thread with what the scheduler keeps of 
 class Block {
  public:
   Block();
+  ~Block();
 
   // Runs one block of the grid to its end; throws what its threads threw.
   void run(const Grid& grid, Extent index, Counters& counters, void* launch_begin,
