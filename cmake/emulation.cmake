@@ -8,7 +8,8 @@ add_library(atlas_emulation STATIC ${runtime_sources})
 target_include_directories(atlas_emulation PUBLIC csrc)
 target_link_libraries(atlas_emulation PUBLIC Threads::Threads ${CMAKE_DL_LIBS})
 target_compile_definitions(atlas_emulation PUBLIC ATLAS_EXT_EMULATED)
-target_compile_options(atlas_emulation PUBLIC -g -Wno-unknown-pragmas)
+target_compile_options(atlas_emulation PUBLIC -g -Wno-unknown-pragmas
+  -fmacro-prefix-map=${CMAKE_SOURCE_DIR}/=)
 set_target_properties(atlas_emulation PROPERTIES POSITION_INDEPENDENT_CODE ON)
 if(ATLAS_EXT_SANITIZE)
   target_compile_options(atlas_emulation PRIVATE -O2 -fno-sanitize=all)
@@ -56,10 +57,29 @@ if(ATLAS_EXT_EMULATED)
   endif()
 endif()
 
-file(GLOB emulation_tests CONFIGURE_DEPENDS tests/emulation/*_test.cu)
-foreach(source ${emulation_tests})
-  get_filename_component(name ${source} NAME_WE)
-  add_executable(${name} ${source})
-  atlas_add_kernels(${name} ${source})
+foreach(name primitives_test bugs_test)
+  add_executable(${name} tests/emulation/${name}.cu)
+  atlas_add_kernels(${name} tests/emulation/${name}.cu)
   set_target_properties(${name} PROPERTIES ENABLE_EXPORTS ON) # symbols for traces
+  add_test(NAME emulation.${name} COMMAND ${name})
+  set_tests_properties(emulation.${name} PROPERTIES TIMEOUT 300)
 endforeach()
+
+# Bugs that end the program: the sanitizer's report is the test's success.
+function(atlas_add_planted report orders)
+  foreach(bug ${ARGN})
+    foreach(order ${orders})
+      add_test(NAME emulation.${bug}.${order} COMMAND bugs_test ${bug} ${order})
+      set_tests_properties(emulation.${bug}.${order} PROPERTIES TIMEOUT 120
+        ENVIRONMENT "TSAN_OPTIONS=halt_on_error=1" PASS_REGULAR_EXPRESSION "${report}")
+    endforeach()
+  endforeach()
+endfunction()
+if(ATLAS_EXT_SANITIZE STREQUAL "address")
+  atlas_add_planted("AddressSanitizer: (use-after-poison|heap-buffer-overflow)|runtime error: index" "forward"
+    shared_write_past_end shared_read_past_end global_out_of_bounds)
+elseif(ATLAS_EXT_SANITIZE STREQUAL "thread")
+  atlas_add_planted("ThreadSanitizer: data race" "forward;reverse;random"
+    missing_barrier missing_sync_warp shuffle_is_no_sync cross_block overwritten_stage
+    copy_no_barrier)
+endif()

@@ -4,9 +4,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <vector>
 
 #include "kernels/cuda/emulation/sanitizer.h"
 
@@ -18,7 +20,7 @@
 namespace atlas::emulation {
 namespace {
 
-#if defined(ATLAS_EMULATION_ADDRESS) || defined(ATLAS_EMULATION_THREAD)
+#ifdef ATLAS_EMULATION_ADDRESS
 constexpr size_t kStackBytes = 256 << 10;  // instrumented frames are several times larger
 #else
 constexpr size_t kStackBytes = 128 << 10;
@@ -26,6 +28,30 @@ constexpr size_t kStackBytes = 128 << 10;
 constexpr unsigned kColours = 16, kColourBytes = 192;
 
 size_t page() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+
+#ifdef ATLAS_EMULATION_THREAD
+// ThreadSanitizer's threads, which take it half a millisecond to make. Launches follow each other,
+// so one may be used again in the next launch, but in no other block of the same.
+struct ThreadFibers {
+  static constexpr size_t kKept = 2048;
+  std::vector<void*> all;
+  size_t used = 0;
+
+  void* take() {
+    if (used < all.size()) return all[used++];
+    void* fiber = __tsan_create_fiber(0);
+    if (used < kKept) {
+      all.push_back(fiber);
+      ++used;
+    }
+    return fiber;
+  }
+  void give_back(void* fiber) {
+    if (std::find(all.begin(), all.end(), fiber) == all.end()) __tsan_destroy_fiber(fiber);
+  }
+};
+thread_local ThreadFibers thread_fibers;
+#endif
 
 }  // namespace
 
@@ -126,6 +152,12 @@ void Fiber::adopt_thread() {
 #endif
 }
 
+void Fiber::begin_launch() {
+#ifdef ATLAS_EMULATION_THREAD
+  thread_fibers.used = 0;
+#endif
+}
+
 void Fiber::allocate() {
   void* memory = mmap(nullptr, kStackBytes + page(), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -141,10 +173,15 @@ void Fiber::start(Entry entry, unsigned number) {
   unpoison(stack_, stack_bytes_);  // an earlier run may have been abandoned in mid-function
   fake_stack_ = nullptr;
 #ifdef ATLAS_EMULATION_THREAD
-  // Mapped anew, the stack forgets who used it; and it is one more thread to ThreadSanitizer.
-  mmap(stack_, stack_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
-       0);
-  thread_fiber_ = __tsan_create_fiber(0);
+  // Mapped anew, the used part of the stack forgets who used it.
+  unsigned char resident[kStackBytes / 4096];
+  size_t unused = 0;
+  mincore(stack_, stack_bytes_, resident);
+  while (unused < stack_bytes_ && (resident[unused / page()] & 1) == 0) unused += page();
+  if (unused < stack_bytes_)
+    mmap(stack_ + unused, stack_bytes_ - unused, PROT_READ | PROT_WRITE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  thread_fiber_ = thread_fibers.take();
 #endif
   char* top = stack_ + stack_bytes_ - number % kColours * kColourBytes;
 #ifdef ATLAS_FIBER_UCONTEXT
@@ -196,7 +233,7 @@ void Fiber::leave(Fiber& next) {
 
 void Fiber::finish() {
 #ifdef ATLAS_EMULATION_THREAD
-  if (owns_stack_ && thread_fiber_ != nullptr) __tsan_destroy_fiber(thread_fiber_);
+  if (owns_stack_ && thread_fiber_ != nullptr) thread_fibers.give_back(thread_fiber_);
 #endif
   if (owns_stack_) thread_fiber_ = nullptr;
 }

@@ -16,6 +16,9 @@ class Fiber {
   // Makes this object the OS thread's own stack, to which fibers return.
   void adopt_thread();
 
+  // All that this OS thread's fibers did so far happens before what they will do.
+  static void begin_launch();
+
   // A fresh start at `entry`; the stack is allocated once and used again. `number` spreads stacks
   // over cache sets, which equal page offsets would share.
   void start(Entry entry, unsigned number);

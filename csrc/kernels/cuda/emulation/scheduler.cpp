@@ -11,11 +11,11 @@
 
 namespace atlas::emulation {
 
-__thread Thread* current_thread __attribute__((tls_model("initial-exec"))) = nullptr;
-
 namespace {
 
-std::string text(Site site) { return std::string(site.file) + ":" + std::to_string(site.line); }
+std::string text(Site site) {
+  return site.line == 0 ? site.file : std::string(site.file) + ":" + std::to_string(site.line);
+}
 
 std::string text(Extent index) {
   return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " +
@@ -30,6 +30,8 @@ std::string demangled(const char* name) {
   return result;
 }
 
+struct Unwind {};  // thrown in threads that must end because another one failed
+
 Extent index_of(uint64_t number, Extent extent) {
   return {static_cast<unsigned>(number % extent.x),
           static_cast<unsigned>(number / extent.x % extent.y),
@@ -39,6 +41,11 @@ Extent index_of(uint64_t number, Extent extent) {
 }  // namespace
 
 Block::Block() { host_.adopt_thread(); }
+
+Block::~Block() {
+  const Unrecorded unrecorded;
+  threads_.clear();
+}
 
 void Block::set(unsigned number, bool is_ready) {
   const uint64_t bit = uint64_t{1} << (number % 64);
@@ -52,6 +59,7 @@ void Block::begin(Extent index) {
   generation_ = 0;
   first_exited_ = first_at_barrier_ = nullptr;
   error_ = nullptr;
+  warp_runs_ahead_ = draw(random) % 2 != 0;
   warps.clear();
   warps.resize((count_ + kLanes - 1) / kLanes);
   ready_.assign((count_ + 63) / 64, 0);
@@ -80,6 +88,7 @@ void Block::run(const Grid& launched, Extent index, Counters& count, void* launc
   Thread* const outer = current_thread;
   current_thread = running_ = next();
   host_.switch_to(running_->stack);
+  if (error_) unwind();
   for (unsigned i = 0; i < count_; ++i) threads_[i]->stack.finish();
   if (!error_) {
     const std::string damage = shared.damage();
@@ -96,13 +105,25 @@ void Block::run(const Grid& launched, Extent index, Counters& count, void* launc
   if (error_) std::rethrow_exception(error_);
 }
 
+// Lets every thread leave its kernel by an exception, so that nothing of it stays behind.
+void Block::unwind() {
+  unwinding_ = true;
+  for (unsigned i = 0; i < count_; ++i) {
+    if (threads_[i]->exited) continue;
+    current_thread = running_ = threads_[i].get();
+    host_.switch_to(running_->stack);
+  }
+  unwinding_ = false;
+}
+
 // Where every fiber starts.
 void Block::enter() {
   Fiber::arrived();
   Block& block = current_block();
   acquire(block.launch_begin_);
   try {
-    block.grid->invoke(block.grid->arguments);
+    if (!block.unwinding_) block.grid->invoke(block.grid->arguments);
+  } catch (const Unwind&) {
   } catch (...) {
     if (!block.error_) block.error_ = std::current_exception();
   }
@@ -113,9 +134,9 @@ void Block::enter() {
 void Block::finish_thread() {
   CudaThread& self = *running_;
   CudaThread* following = nullptr;
+  self.exited = true;
   if (!error_) {
     const Unrecorded unrecorded;
-    self.exited = true;
     if (first_exited_ == nullptr) first_exited_ = &self;
     ++exited_;
     set(self.number, false);
@@ -150,12 +171,25 @@ CudaThread* Block::scan(unsigned from, bool down) {
   return nullptr;
 }
 
+// Half of the blocks let one warp run far ahead of the others, half mix all threads.
+unsigned Block::random_start() {
+  const uint64_t number = draw(random);
+  if (warp_runs_ahead_ && running_ != nullptr && number >> 32 & 15) {
+    const unsigned first = running_->number / kLanes * kLanes;
+    const unsigned lane = static_cast<unsigned>(number % kLanes);
+    const auto lanes = static_cast<uint32_t>(ready_[first / 64] >> first % 64);
+    if (lanes >> lane != 0) return first + lane + __builtin_ctz(lanes >> lane);
+    if (lanes != 0) return first + __builtin_ctz(lanes);
+  }
+  return static_cast<unsigned>(number % count_);
+}
+
 CudaThread* Block::next() {
   const Order order = settings().order;
   const unsigned last = count_ - 1;
   unsigned from = order == Order::reverse ? last : 0;
   if (order == Order::random) {
-    from = static_cast<unsigned>(draw(random) % count_);
+    from = random_start();
   } else if (running_ != nullptr && order == Order::forward) {
     from = running_->number == last ? 0 : running_->number + 1;
   } else if (running_ != nullptr) {
@@ -172,6 +206,7 @@ void Block::yield() {
   if (following == &self) return;
   current_thread = running_ = following;
   self.stack.switch_to(following->stack);
+  if (unwinding_) throw Unwind();
 }
 
 void Block::wait(const char* what, Site site) {
@@ -240,12 +275,6 @@ void Block::fail_deadlock() {
        "deadlock: no thread can go on:" + who_waits());
 }
 
-Block& current_block() {
-  if (current_thread == nullptr)
-    throw std::runtime_error("emulated CUDA: device code was called outside of a kernel");
-  return *static_cast<CudaThread*>(current_thread)->owner;
-}
-
 void run_grid(const Grid& grid) {
   static thread_local Block block;
   const uint64_t blocks = uint64_t{grid.grid.x} * grid.grid.y * grid.grid.z;
@@ -260,53 +289,21 @@ void run_grid(const Grid& grid) {
   }
   block.random = draw(settings().random);
   char begin = 0, end = 0;
+  Fiber::begin_launch();
   release(&begin);
-  for (uint64_t i = 0; i < blocks; ++i) {
-    const uint64_t number = order == Order::random    ? shuffled[i]
-                            : order == Order::reverse ? blocks - 1 - i
-                                                      : i;
-    block.run(grid, index_of(number, grid.grid), counters, &begin, &end);
+  try {
+    for (uint64_t i = 0; i < blocks; ++i) {
+      const uint64_t number = order == Order::random    ? shuffled[i]
+                              : order == Order::reverse ? blocks - 1 - i
+                                                        : i;
+      block.run(grid, index_of(number, grid.grid), counters, &begin, &end);
+    }
+  } catch (...) {
+    acquire(&end);
+    throw;
   }
   acquire(&end);
   add(counters);
-}
-
-// ---- thread.h
-
-void fail(Site site, const char* what) {
-  const Unrecorded unrecorded;
-  current_block().fail(site, what);
-}
-
-void barrier(Site site) {
-  const Unrecorded unrecorded;
-  current_block().barrier(site);
-}
-
-void* shared_array(const void* key, size_t bytes, const char* name, Site site) {
-  const Unrecorded unrecorded;
-  Block& block = current_block();
-  void* const array = block.shared.array(key, bytes, name);
-  constexpr size_t kStaticLimit = 48 << 10;
-  const auto limit = static_cast<size_t>(settings().shared_bytes);
-  if (block.shared.static_bytes() > kStaticLimit)
-    block.fail(site, std::string(name) + ": more than 48 KiB of static shared memory");
-  if (block.shared.static_bytes() + block.grid->shared_bytes > limit)
-    block.fail(site, std::string(name) + ": more shared memory than the device's " +
-                         std::to_string(limit) + " bytes, static and dynamic together");
-  return array;
-}
-
-void* dynamic_shared() { return current_block().shared.dynamic(); }
-
-void check_shared(const void* address, size_t bytes, const char* what, Site site) {
-  const Unrecorded unrecorded;
-  const Block& block = current_block();
-  if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
-    block.fail(site, std::string(what) + ": wanted an address that is a multiple of " +
-                         std::to_string(bytes));
-  if (!block.shared.holds(address, bytes))
-    block.fail(site, std::string(what) + ": the address is in no shared array");
 }
 
 }  // namespace atlas::emulation

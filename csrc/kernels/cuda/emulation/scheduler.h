@@ -38,6 +38,7 @@ struct CudaThread : Thread {  // a CUDA thread with what the scheduler keeps of 
 class Block {
  public:
   Block();
+  ~Block();
 
   // Runs one block of the grid to its end; throws what its threads threw.
   void run(const Grid& grid, Extent index, Counters& counters, void* launch_begin,
@@ -63,8 +64,10 @@ class Block {
   void begin(Extent index);
   static void enter();
   void finish_thread();
+  void unwind();
   void set(unsigned number, bool is_ready);
   CudaThread* next();
+  unsigned random_start();
   CudaThread* scan(unsigned from, bool down);
   void fail_deadlock();
   std::string who_waits() const;
@@ -79,6 +82,7 @@ class Block {
   const CudaThread* first_exited_ = nullptr;
   const CudaThread* first_at_barrier_ = nullptr;
   uint64_t generation_ = 0;
+  bool warp_runs_ahead_ = false, unwinding_ = false;
   std::unique_ptr<char[]> barrier_sync_;  // two addresses for ThreadSanitizer, in turn
   void* launch_begin_ = nullptr;
   void* launch_end_ = nullptr;

@@ -13,7 +13,16 @@ namespace {
 
 constexpr size_t kCapacity = 512 << 10;  // what the largest device has, and many redzones
 constexpr size_t kRedzone = 256, kAlign = 16;
-constexpr unsigned char kPattern = 0xa5, kNan = 0xff;
+constexpr unsigned char kNan = 0xff;
+
+// A byte of a redzone: NaN in every floating type, and neither -1 nor the arrays' own filling.
+[[maybe_unused]] unsigned char pattern(const void* address) {
+  return reinterpret_cast<uintptr_t>(address) % 4 == 0 ? 0xfe : 0xff;
+}
+
+[[maybe_unused]] void fill_redzone(char* begin, const char* end) {
+  for (; begin != end; ++begin) *begin = static_cast<char>(pattern(begin));
+}
 
 size_t align(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -43,8 +52,8 @@ void* SharedMemory::add(const void* key, size_t bytes, const char* name) {
   if (after > kCapacity) throw std::runtime_error("emulated CUDA: shared memory: too many arrays");
   char* const array = base_ + offset;
 #ifndef ATLAS_EMULATION_ADDRESS
-  if (end_ == 0) std::memset(base_, kPattern, kRedzone);
-  std::memset(array + bytes, kPattern, after - offset - bytes);
+  if (end_ == 0) fill_redzone(base_, base_ + kRedzone);
+  fill_redzone(array + bytes, base_ + after);
 #endif
   unpoison(array, bytes);
   std::memset(array, kNan, bytes);
@@ -75,11 +84,11 @@ std::string SharedMemory::damage() const {
     const char* array = base_ + region.offset;
     const auto* bytes = reinterpret_cast<const unsigned char*>(array);
     for (size_t i = 1; i <= kRedzone; ++i)
-      if (*(bytes - i) != kPattern)
+      if (*(bytes - i) != pattern(bytes - i))
         return std::string(region.name) + ": written " + std::to_string(i) +
                " bytes before its start";
     for (size_t i = region.bytes; i < align(region.bytes) + kRedzone; ++i)
-      if (bytes[i] != kPattern)
+      if (bytes[i] != pattern(bytes + i))
         return std::string(region.name) + ": written " + std::to_string(i - region.bytes) +
                " bytes past its end";
   }

@@ -39,7 +39,6 @@ void check(Block& block, Warp& warp, unsigned first, unsigned lane, unsigned mas
            const char* what) {
   const std::string name = std::string(what) + " with mask " + hex(mask) + ": ";
   const unsigned there = block.threads() - first;
-  if ((mask >> lane & 1) == 0) block.fail(site, name + "it does not name this lane");
   if (there < kLanes && (mask >> there) != 0)
     block.fail(site, name + "it names lanes beyond the block's last thread");
   for (const Rendezvous& other : warp.meetings)
@@ -58,6 +57,8 @@ void meet(const char* what, unsigned mask, Site site, Lane lane, Combine combine
   CudaThread& self = block.running();
   const unsigned number = self.number % kLanes, first = self.number - number;
   Warp& warp = block.warps[self.number / kLanes];
+  if ((mask >> number & 1) == 0)
+    block.fail(site, what + (" with mask " + hex(mask)) + ": it does not name this lane");
   Rendezvous& meeting = find(warp, mask);
   if (meeting.arrived == 0 || warp.meetings.size() > 1)
     check(block, warp, first, number, mask, site, what);
