@@ -36,7 +36,7 @@ inline Tensor or_one(const Tensor& x, const Tensor& zero) {
   return plus(x, torch::stable::to(torch_op("aten::eq", "Tensor", x, zero), x.scalar_type()));
 }
 
-class NewtonSchulzProducts {
+class __attribute__((visibility("hidden"))) NewtonSchulzProducts {
  public:
   // x [batch, m, n], m <= n; coefficients: a, b, c of all steps, each without dimensions.
   NewtonSchulzProducts(const Tensor& x, std::vector<Tensor> coefficients, const Tensor& eps)
