@@ -7,6 +7,9 @@ exist, in several orders of threads (docs/emulation.md).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,8 +47,12 @@ def is_emulated(config: pytest.Config) -> bool:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if is_emulated(metafunc.config) and metafunc.module.__name__.endswith("test_ops"):
         names = ["-".join(map(str, order.values())) for order in ORDERS]
-        metafunc.fixturenames.append("emulation")
         metafunc.parametrize("emulation", ORDERS, ids=names, indirect=True)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    skipped = collection_path.suffix == ".py" and collection_path.name != "test_ops.py"
+    return True if is_emulated(config) and skipped else None
 
 
 def runs_emulated(item: pytest.Item) -> bool:
@@ -61,15 +68,21 @@ def runs_emulated(item: pytest.Item) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if is_emulated(config):
-        chosen = [item for item in items if item.path.name == "test_ops.py" and runs_emulated(item)]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
-        items[:] = chosen
+        config.hook.pytest_deselected(items=[item for item in items if not runs_emulated(item)])
+        items[:] = [item for item in items if runs_emulated(item)]
 
 
-@pytest.fixture
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if is_emulated(config):
+        with emulated() as module:
+            terminalreporter.write_line(f"emulated CUDA: {module.counters()}")
+
+
+@pytest.fixture(autouse=True)
 def emulation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The test runs on the emulated kernels in one order of threads."""
-    with emulated(**request.param):
+    """With --backend emulated, the test runs on the emulated kernels in one order of threads."""
+    options = getattr(request, "param", None)
+    with nullcontext() if options is None else emulated(**options):
         yield
 
 

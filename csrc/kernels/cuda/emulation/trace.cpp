@@ -4,12 +4,15 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <stdexcept>
 #include <vector>
 
 namespace atlas::emulation {
 namespace {
+
+constexpr unsigned char kUnwritten = 0xff;  // NaN: fills undefined memory while tracing
 
 struct Buffer {
   const void* address;
@@ -62,6 +65,18 @@ std::string file_name(size_t buffer, const char* when) {
   return std::to_string(launch_number) + "_" + std::to_string(buffer) + "." + when;
 }
 
+// Bytes of 16-bit pieces that still hold the filling.
+size_t count_unwritten(const Buffer& buffer) {
+  const auto* bytes = static_cast<const unsigned char*>(buffer.address);
+  size_t count = 0;
+  for (size_t i = 0; i < buffer.bytes; i += 2) {
+    const size_t width = i + 1 < buffer.bytes ? 2 : 1;
+    const bool same = bytes[i] == kUnwritten && bytes[i + width - 1] == kUnwritten;
+    count += same ? width : 0;
+  }
+  return count;
+}
+
 void open(const std::string& chosen_directory) {
   directory = chosen_directory;
   chosen = true;
@@ -107,25 +122,34 @@ void trace_before(const Launch& launch, const char* kernel) {
     line += (i != 0 ? ", " : "") + hex(launch.parameters[i]);
   line += "], \"buffers\": [";
   for (size_t i = 0; i < buffers.size(); ++i) {
-    Buffer& buffer = buffers[i];
-    const std::string before = file_name(i, "before");
-    char address[32];
-    std::snprintf(address, sizeof address, "%p", buffer.address);
-    line += std::string(i != 0 ? ", " : "") + "{\"address\": " + quoted(address) +
-            ", \"nbytes\": " + std::to_string(buffer.bytes) +
-            ", \"before\": " + (buffer.undefined ? "null" : quoted(before)) +
-            ", \"after\": " + quoted(file_name(i, "after")) +
-            ", \"dtype\": " + quoted(buffer.dtype) + ", \"name\": " + quoted(buffer.name) + "}";
-    if (!buffer.undefined) write(directory + "/" + before, buffer.address, buffer.bytes, "wb");
-    buffer.undefined = false;
+    const Buffer& buffer = buffers[i];
+    if (buffer.undefined) std::memset(const_cast<void*>(buffer.address), kUnwritten, buffer.bytes);
+    write(directory + "/" + file_name(i, "before"), buffer.address, buffer.bytes, "wb");
   }
-  line += "]}\n";
 }
 
 void trace_after() {
   const std::lock_guard<std::mutex> lock(mutex);
-  for (size_t i = 0; i < buffers.size(); ++i)
-    write(directory + "/" + file_name(i, "after"), buffers[i].address, buffers[i].bytes, "wb");
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    Buffer& buffer = buffers[i];
+    // Undefined is what was undefined and has been written in full; where a part was left out, its
+    // filling is a value like others, and where all was, there is nothing to compare.
+    const size_t unwritten = buffer.undefined ? count_unwritten(buffer) : 0;
+    const bool untouched = buffer.undefined && unwritten == buffer.bytes;
+    const bool is_null = buffer.undefined && (unwritten == 0 || untouched);
+    char address[32];
+    std::snprintf(address, sizeof address, "%p", buffer.address);
+    line += std::string(i != 0 ? ", " : "") + "{\"address\": " + quoted(address) +
+            ", \"nbytes\": " + std::to_string(buffer.bytes) +
+            ", \"before\": " + (is_null ? "null" : quoted(file_name(i, "before"))) +
+            ", \"after\": " + (untouched ? "null" : quoted(file_name(i, "after"))) +
+            ", \"dtype\": " + quoted(buffer.dtype) + ", \"name\": " + quoted(buffer.name) + "}";
+    buffer.undefined = untouched;
+    if (is_null) std::remove((directory + "/" + file_name(i, "before")).c_str());
+    if (!untouched)
+      write(directory + "/" + file_name(i, "after"), buffer.address, buffer.bytes, "wb");
+  }
+  line += "]}\n";
   write(directory + "/trace.jsonl", line.data(), line.size(), "ab");
 }
 
