@@ -14,13 +14,16 @@ constexpr int largest_side(bool backward) {
   return backward && sizeof(typename Tile::Element) == 4 ? 64 : 128;
 }
 
-// Which arithmetic a call takes: below sm_80 there are no tensor cores for bf16 and tf32.
+// Which arithmetic a call takes. Below sm_80 tensor cores know f16 alone. The backward of bf16
+// multiplies in tf32: with eight bits its round-off, amplified by the steps, reaches the gradient's
+// first digit.
 enum class Arithmetic { half, tf32, simple };
 
-Arithmetic arithmetic(Dtype dtype, bool allow_tf32, int capability) {
+Arithmetic arithmetic(Dtype dtype, bool allow_tf32, bool backward) {
   if (dtype == Dtype::f16) return Arithmetic::half;
-  if (dtype == Dtype::bf16) return capability >= 80 ? Arithmetic::half : Arithmetic::simple;
-  return allow_tf32 && capability >= 80 ? Arithmetic::tf32 : Arithmetic::simple;
+  if (current_device().capability < 80) return Arithmetic::simple;
+  if (dtype == Dtype::bf16) return backward ? Arithmetic::tf32 : Arithmetic::half;
+  return allow_tf32 ? Arithmetic::tf32 : Arithmetic::simple;
 }
 
 // Calls use(Traits) for the smallest kSize that holds the shorter side; `none` if there is none.
@@ -37,19 +40,23 @@ None with_size(int shorter, const Use& use, None none) {
 // Calls use(T(), Traits()) for the kernel instance that a call takes; `none` if there is none.
 template <bool kBackward, class Use, class None>
 None with_instance(Dtype dtype, bool allow_tf32, int m, int n, const Use& use, None none) {
-  const Arithmetic kind = arithmetic(dtype, allow_tf32, current_device().capability);
+  const Arithmetic kind = arithmetic(dtype, allow_tf32, kBackward);
   const int shorter = m < n ? m : n;
+  const auto with_bf16 = [&](auto traits) { return use(bf16(), traits); };
+  const auto with_float = [&](auto traits) { return use(float(), traits); };
   if (dtype == Dtype::f16)
     return with_size<kBackward, HalfTile<f16>>(
         shorter, [&](auto traits) { return use(f16(), traits); }, none);
-  if (dtype == Dtype::bf16) {
-    const auto call = [&](auto traits) { return use(bf16(), traits); };
-    return kind == Arithmetic::half ? with_size<kBackward, HalfTile<bf16>>(shorter, call, none)
-                                    : with_size<kBackward, FloatTile>(shorter, call, none);
+  if constexpr (!kBackward)
+    if (kind == Arithmetic::half)
+      return with_size<kBackward, HalfTile<bf16>>(shorter, with_bf16, none);
+  if (kind == Arithmetic::tf32) {
+    if constexpr (kBackward)
+      if (dtype == Dtype::bf16) return with_size<kBackward, Tf32Tile>(shorter, with_bf16, none);
+    return with_size<kBackward, Tf32Tile>(shorter, with_float, none);
   }
-  const auto call = [&](auto traits) { return use(float(), traits); };
-  return kind == Arithmetic::tf32 ? with_size<kBackward, Tf32Tile>(shorter, call, none)
-                                  : with_size<kBackward, FloatTile>(shorter, call, none);
+  return dtype == Dtype::bf16 ? with_size<kBackward, FloatTile>(shorter, with_bf16, none)
+                              : with_size<kBackward, FloatTile>(shorter, with_float, none);
 }
 
 template <class Traits>
