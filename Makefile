@@ -12,6 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LIBRARY := atlas_ext/_C.abi3.so
 # Folders too: their times change when a file is added or removed.
 SOURCES := setup.py $(shell find csrc)
+# SANITIZE=address or thread: a build of the emulated CUDA backend of its own.
+EMULATED := build/emulated$(if $(SANITIZE),-$(SANITIZE))
 PYTHON_FILES := setup.py atlas_ext $(wildcard tests bench examples)
 CXX_FILES = $(shell find csrc tests/cpp tests/emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -46,11 +48,11 @@ bench: $(LIBRARY)
 	$(BIN)/python -m bench.run $(BENCH_ARGS)
 
 emulate: $(LIBRARY) $(VENV)/.emulate
-	@mkdir -p build
-	@PATH="$(abspath $(BIN)):$$PATH"; { cmake -S . -B build/emulated -G Ninja \
-	  -DATLAS_EXT_EMULATED=ON -DPython_EXECUTABLE="$(abspath $(BIN))/python" $(EMULATE_ARGS) \
-	  && cmake --build build/emulated --target emulated; } >build/emulated.log 2>&1 \
-	  || { cat build/emulated.log; exit 1; }
+	@mkdir -p $(EMULATED)
+	@PATH="$(abspath $(BIN)):$$PATH"; { cmake -S . -B $(EMULATED) -G Ninja -DATLAS_EXT_EMULATED=ON \
+	    -DATLAS_EXT_SANITIZE=$(SANITIZE) -DPython_EXECUTABLE="$(abspath $(BIN))/python" $(CMAKE_ARGS) \
+	  && cmake --build $(EMULATED) --target emulated --parallel $(MAX_JOBS); } >$(EMULATED).log 2>&1 \
+	  || { cat $(EMULATED).log; exit 1; }
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check $(PYTHON_FILES)

@@ -29,14 +29,15 @@ void run_launch(const Launch& launch);
 template <auto kKernel, class Arguments, size_t... kIndices>
 void launch_with(dim3 grid, dim3 block, size_t shared_bytes, const Arguments& arguments,
                  std::index_sequence<kIndices...>) {
-  run_launch(
-      {reinterpret_cast<const void*>(kKernel),
-       {grid.x, grid.y, grid.z},
-       {block.x, block.y, block.z},
-       shared_bytes,
-       {{&std::get<kIndices>(arguments), sizeof(std::get<kIndices>(arguments))}...},
-       [](const void* values) { std::apply(kKernel, *static_cast<const Arguments*>(values)); },
-       &arguments});
+  run_launch({reinterpret_cast<const void*>(kKernel),
+              {grid.x, grid.y, grid.z},
+              {block.x, block.y, block.z},
+              shared_bytes,
+              {{&std::get<kIndices>(arguments), sizeof(std::get<kIndices>(arguments))}...},
+              [](const void* values) {
+                kKernel(std::get<kIndices>(*static_cast<const Arguments*>(values))...);
+              },
+              &arguments});
 }
 
 }  // namespace atlas::emulation

@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -65,14 +66,21 @@ std::string file_name(size_t buffer, const char* when) {
   return std::to_string(launch_number) + "_" + std::to_string(buffer) + "." + when;
 }
 
-// Bytes of 16-bit pieces that still hold the filling.
+// Bytes of an element: what is behind the letters of float32 or bfloat16.
+size_t element_bytes(const std::string& dtype) {
+  const size_t digits = dtype.find_first_of("0123456789");
+  return digits == std::string::npos ? 1 : std::stoul(dtype.substr(digits)) / 8;
+}
+
+// Bytes of elements that still hold the filling.
 size_t count_unwritten(const Buffer& buffer) {
   const auto* bytes = static_cast<const unsigned char*>(buffer.address);
+  const size_t width = element_bytes(buffer.dtype);
   size_t count = 0;
-  for (size_t i = 0; i < buffer.bytes; i += 2) {
-    const size_t width = i + 1 < buffer.bytes ? 2 : 1;
-    const bool same = bytes[i] == kUnwritten && bytes[i + width - 1] == kUnwritten;
-    count += same ? width : 0;
+  for (size_t i = 0; i + width <= buffer.bytes; i += width) {
+    const bool unwritten = std::all_of(bytes + i, bytes + i + width,
+                                       [](unsigned char byte) { return byte == kUnwritten; });
+    count += unwritten ? width : 0;
   }
   return count;
 }
