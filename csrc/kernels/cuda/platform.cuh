@@ -34,6 +34,14 @@
 
 namespace atlas::kernels::cuda {
 
+// The capability that this pass of the compiler makes code for; on the host and in the emulation
+// that of every device.
+#ifdef __CUDA_ARCH__
+constexpr int kCompiledCapability = __CUDA_ARCH__ / 10;
+#else
+constexpr int kCompiledCapability = 1000;
+#endif
+
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 

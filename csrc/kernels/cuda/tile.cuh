@@ -6,13 +6,15 @@
 //   Tf32Tile            float operands rounded to tf32 on tensor cores, float sums (sm_80)
 //   FloatTile           float multiply-adds
 //
-// Tile::Element is what shared memory holds. A leading dimension is the width plus Tile::kPad: then
+// Tile::kCapability is the least that a device needs. Tile::Element is what shared memory holds. A leading dimension is the width plus Tile::kPad: then
 // rows start on 16 bytes, and the eight rows that ldmatrix reads at once, or the four that a quarter
 // warp reads, lie in different banks. Depths are multiples of 16 (pad with zeros); all lanes of the
 // warp take part.
 //
 // Rows<kCols>: the warp's 16 x kCols results, spread over its lanes; visit(use) calls
 // use(row, column, v0, v1) for each pair of neighbouring columns that the lane holds.
+#include <type_traits>
+
 #include "kernels/cuda/prim.cuh"
 
 namespace atlas::kernels::cuda {
@@ -44,6 +46,7 @@ template <class T>
 struct HalfTile {
   using Element = T;
   static constexpr int kPad = 8;
+  static constexpr int kCapability = std::is_same_v<T, f16> ? 75 : 80;
   template <int kCols>
   using Rows = MmaRows<kCols>;
 
@@ -83,6 +86,7 @@ struct HalfTile {
 struct Tf32Tile {
   using Element = float;
   static constexpr int kPad = 4;
+  static constexpr int kCapability = 80;
   template <int kCols>
   using Rows = MmaRows<kCols>;
 
@@ -139,6 +143,7 @@ struct FloatRows {
 struct FloatTile {
   using Element = float;
   static constexpr int kPad = 4;
+  static constexpr int kCapability = 75;
   template <int kCols>
   using Rows = FloatRows<kCols>;
 
