@@ -39,7 +39,7 @@ __device__ __forceinline__ float monomial_of_row(const Monomial<kDegree>& m, con
 
 // Grid: x over the 16-byte pieces of a group, y over groups.
 template <class T, int kDegree>
-ATLAS_KERNEL void __launch_bounds__(kPolyThreads, 4)
+ATLAS_KERNEL void __launch_bounds__(kPolyThreads)
     poly_features_kernel(const T* __restrict__ x,           // [rows, dim]
                          const float* __restrict__ scales,  // [kDegree + 1] or null
                          T* __restrict__ out,               // [rows, features]
