@@ -61,17 +61,16 @@ ATLAS_KERNEL void __launch_bounds__(NewtonSchulzTraits<Tile, kSize>::kThreads)
   const int64_t index = static_cast<int64_t>(blockIdx.x) * Traits::kMatrices + me.slot;
   const bool valid = index < batch;  // the others keep step with the block's barriers
   const int64_t first = valid ? index * m * n : 0;
-  const int count = valid ? m * n : 0;
+  const int size = shape.rows * Traits::kLd;
 
-  const MatrixNorm norm =
-      measure<Traits>(count, eps, line, me, [&](int i) { return to_float(x[first + i]); });
-  clear_elements<Traits>(matrix, shape.rows * Traits::kLd, me.thread);
+  clear_elements<Traits>(matrix, size, me.thread);
   __syncthreads();
-  if (valid)
-    each_element<Traits>(shape, me.thread, [&](int row, int column, int i) {
-      matrix[row * Traits::kLd + column] =
-          Tile::store(to_float(x[first + i]) * norm.power * norm.factor());
-    });
+  if (valid) load_upright<Traits>(matrix, x + first, shape, me.thread);
+  cp_async_commit();
+  cp_async_wait<0>();
+  __syncthreads();
+  const MatrixNorm norm = measure<Traits>(matrix, size, eps, line, me);
+  scale_elements<Traits>(matrix, size, norm.power, norm.factor(), me.thread);
   __syncthreads();
   for (int begin = 0; begin < schedule.steps;) {
     const int end = stretch_end(schedule, shape.elongated(), begin);

@@ -125,20 +125,19 @@ ATLAS_KERNEL void __launch_bounds__(NewtonSchulzTraits<Tile, kSize>::kThreads)
     const int64_t index = group * Traits::kMatrices + me.slot;
     const bool valid = index < batch;
     const int64_t first = valid ? index * m * n : 0;
-    const int count = valid ? m * n : 0;
-    const MatrixNorm norm =
-        measure<Traits>(count, eps, line, me, [&](int i) { return to_float(x[first + i]); });
-    const MatrixNorm incoming =
-        measure<Traits>(count, 0.0f, line, me, [&](int i) { return to_float(grad[first + i]); });
     clear_elements<Traits>(matrix, 2 * size, me.thread);
     __syncthreads();
-    if (valid)
-      each_element<Traits>(shape, me.thread, [&](int row, int column, int i) {
-        matrix[row * Traits::kLd + column] =
-            Tile::store(to_float(x[first + i]) * norm.power * norm.factor());
-        adjoint[row * Traits::kLd + column] =
-            Tile::store(to_float(grad[first + i]) * incoming.power);
-      });
+    if (valid) {
+      load_upright<Traits>(matrix, x + first, shape, me.thread);
+      load_upright<Traits>(adjoint, grad + first, shape, me.thread);
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    const MatrixNorm norm = measure<Traits>(matrix, size, eps, line, me);
+    const MatrixNorm incoming = measure<Traits>(adjoint, size, 0.0f, line, me);
+    scale_elements<Traits>(matrix, size, norm.power, norm.factor(), me.thread);
+    scale_elements<Traits>(adjoint, size, incoming.power, 1.0f, me.thread);
     __syncthreads();
     for (int step = 0; step < schedule.steps; ++step) {
       copy_elements<Traits>(tape + static_cast<int64_t>(step) * size, matrix, size, me.thread);
@@ -154,22 +153,18 @@ ATLAS_KERNEL void __launch_bounds__(NewtonSchulzTraits<Tile, kSize>::kThreads)
       __syncthreads();
       step_backward<Traits>(adjoint, matrix, squares, shape.rows, schedule, step, me);
     }
-    // Through X_0 = S power / whole.
+    // Through X_0 = S power / whole, which is in `matrix` again.
     float inward = 0;
-    if (valid)
-      each_element<Traits>(shape, me.thread, [&](int row, int column, int i) {
-        inward += Tile::load(adjoint[row * Traits::kLd + column]) * to_float(x[first + i]) *
-                  norm.power;
-      });
+    for (int i = me.thread; i < size; i += me.kCount)
+      inward += Tile::load(adjoint[i]) * Tile::load(matrix[i]);
     inward = warps_sum<Traits::kWarps>(inward, line, me.warp);
-    inward *= norm.norm == 0 ? 0.0f : reciprocal(norm.norm) * norm.factor();
+    if (norm.norm != 0) inward *= norm.whole * reciprocal(norm.norm);
     const float outer = scale * inverse_power(incoming.power);
     if (valid)
       each_element<Traits>(shape, me.thread, [&](int row, int column, int i) {
-        const float g = Tile::load(adjoint[row * Traits::kLd + column]);
-        const float s = to_float(x[first + i]) * norm.power;
-        grad_x[first + i] =
-            from_float<T>((g - s * inward) * norm.factor() * norm.power * outer);
+        const int at = row * Traits::kLd + column;
+        const float through = Tile::load(adjoint[at]) - Tile::load(matrix[at]) * inward;
+        grad_x[first + i] = from_float<T>(through * norm.factor() * norm.power * outer);
       });
     __syncthreads();
   }

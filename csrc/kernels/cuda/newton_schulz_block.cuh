@@ -9,6 +9,7 @@
 #include "kernels/cuda/newton_schulz.h"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/tile.cuh"
+#include "kernels/cuda/vec.cuh"
 
 namespace atlas::kernels::cuda {
 
@@ -110,14 +111,14 @@ __device__ __forceinline__ float inverse_power(float power) {
   return bits_to_float((254u << 23) - float_to_bits(power));
 }
 
-// Measures `count` values get(i), i in memory order, and measures them. All threads of the block.
-template <class Traits, class Get>
-__device__ __forceinline__ MatrixNorm measure(int count, float eps, float* line,
-                                              const NewtonSchulzThread<Traits>& me,
-                                              const Get& get) {
+// Measures x, `count` elements of shared memory. All threads of the block.
+template <class Traits>
+__device__ __forceinline__ MatrixNorm measure(const typename Traits::Element* x, int count,
+                                              float eps, float* line,
+                                              const NewtonSchulzThread<Traits>& me) {
   float largest = 0;
   for (int i = me.thread; i < count; i += me.kCount) {
-    const float x = get(i), size = x < 0 ? -x : x;
+    const float value = Traits::Tile::load(x[i]), size = value < 0 ? -value : value;
     largest = size > largest ? size : largest;
   }
   largest = warps_max<Traits::kWarps>(largest, line, me.warp);
@@ -125,12 +126,42 @@ __device__ __forceinline__ MatrixNorm measure(int count, float eps, float* line,
   result.power = power_below(largest);
   float sum = 0;
   for (int i = me.thread; i < count; i += me.kCount) {
-    const float x = get(i) * result.power;
-    sum += x * x;
+    const float value = Traits::Tile::load(x[i]) * result.power;
+    sum += value * value;
   }
   result.norm = square_root(warps_sum<Traits::kWarps>(sum, line, me.warp));
   result.whole = result.norm + eps * result.power;
   return result;
+}
+
+// x <- x * first * second, factors one by one: their product may be out of range.
+template <class Traits>
+__device__ __forceinline__ void scale_elements(typename Traits::Element* x, int count, float first,
+                                               float second, int thread) {
+  for (int i = thread; i < count; i += NewtonSchulzThread<Traits>::kCount)
+    x[i] = Traits::Tile::store(Traits::Tile::load(x[i]) * first * second);
+}
+
+// x [rows, kLd], already cleared, = the upright copy of a matrix in device memory, not yet there
+// before the next cp_async_wait and barrier. Rows that can go as they are go asynchronously.
+template <class Traits, class T>
+__device__ __forceinline__ void load_upright(typename Traits::Element* x, const T* source,
+                                             const NewtonSchulzShape& shape, int thread) {
+  constexpr int kWidth = kPackWidth<T>;
+  if constexpr (std::is_same_v<T, typename Traits::Element>) {
+    const bool aligned = reinterpret_cast<uintptr_t>(source) % 16 == 0 && shape.n % kWidth == 0;
+    if (aligned && !shape.transposed()) {
+      const int pieces = shape.n / kWidth;
+      for (int i = thread; i < shape.m * pieces; i += NewtonSchulzThread<Traits>::kCount) {
+        const int row = i / pieces, column = i % pieces * kWidth;
+        cp_async16(x + row * Traits::kLd + column, source + row * shape.n + column);
+      }
+      return;
+    }
+  }
+  each_element<Traits>(shape, thread, [&](int row, int column, int i) {
+    x[row * Traits::kLd + column] = Traits::Tile::store(to_float(source[i]));
+  });
 }
 
 // target [kSize, kLd] = the warps' rows; f(value, row, column) maps each element on the way.
