@@ -34,8 +34,9 @@ class CudaContext {
 
   cudaStream_t stream() const { return stream_; }
 
-  // Pointers for kernels. `write`: no kernel reads it before one has written it. The emulated twin
-  // records them for its traces, under their names.
+  // Pointers for kernels. `write`: no kernel reads it before one has written it. `scratch`:
+  // neither, and its contents have types of their own. The emulated twin records them for its
+  // traces, under their names.
   const void* read(const torch::stable::Tensor& tensor, const char*) const {
     return tensor.const_data_ptr();
   }
@@ -43,6 +44,9 @@ class CudaContext {
     return tensor.mutable_data_ptr();
   }
   void* update(const torch::stable::Tensor& tensor, const char*) const {
+    return tensor.mutable_data_ptr();
+  }
+  void* scratch(const torch::stable::Tensor& tensor, const char*) const {
     return tensor.mutable_data_ptr();
   }
 

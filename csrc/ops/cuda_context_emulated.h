@@ -20,27 +20,31 @@ class CudaContext {
   cudaStream_t stream() const { return nullptr; }
 
   const void* read(const torch::stable::Tensor& tensor, const char* name) const {
-    record(tensor, name, false);
+    record(tensor, name, emulation::Use::read);
     return tensor.const_data_ptr();
   }
   void* write(const torch::stable::Tensor& tensor, const char* name) const {
-    record(tensor, name, true);
+    record(tensor, name, emulation::Use::written);
     return tensor.mutable_data_ptr();
   }
   void* update(const torch::stable::Tensor& tensor, const char* name) const {
-    record(tensor, name, false);
+    record(tensor, name, emulation::Use::read);
+    return tensor.mutable_data_ptr();
+  }
+  void* scratch(const torch::stable::Tensor& tensor, const char* name) const {
+    record(tensor, name, emulation::Use::scratch);
     return tensor.mutable_data_ptr();
   }
 
  private:
   // Of a strided tensor, all from its first to its last element.
-  static void record(const torch::stable::Tensor& tensor, const char* name, bool undefined) {
+  static void record(const torch::stable::Tensor& tensor, const char* name, emulation::Use use) {
     if (tensor.numel() == 0) return;
     size_t elements = 1;
     for (int64_t i = 0; i < tensor.dim(); ++i)
       elements += static_cast<size_t>((tensor.size(i) - 1) * tensor.stride(i));
     emulation::register_buffer(tensor.const_data_ptr(), elements * tensor.element_size(),
-                               ops::dtype_name(tensor.scalar_type()).c_str(), name, undefined);
+                               ops::dtype_name(tensor.scalar_type()).c_str(), name, use);
   }
 };
 

@@ -55,8 +55,9 @@ class Buffer {
  public:
   Buffer(std::vector<T> values, const char* dtype, const char* name, bool undefined = false)
       : values_(std::move(values)) {
+    using atlas::emulation::Use;
     atlas::emulation::register_buffer(values_.data(), values_.size() * sizeof(T), dtype, name,
-                                      undefined);
+                                      undefined ? Use::written : Use::read);
   }
   ~Buffer() { atlas::emulation::forget_buffers(); }
   Buffer(const Buffer&) = delete;

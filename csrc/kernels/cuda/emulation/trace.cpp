@@ -19,7 +19,7 @@ struct Buffer {
   const void* address;
   size_t bytes;
   std::string dtype, name;
-  bool undefined;
+  bool undefined, compared;
 };
 
 thread_local std::vector<Buffer> buffers;
@@ -97,11 +97,11 @@ void open(const std::string& chosen_directory) {
 }  // namespace
 
 void register_buffer(const void* address, size_t bytes, const char* dtype, const char* name,
-                     bool undefined) {
+                     Use use) {
   if (bytes == 0) return;
   for (const Buffer& known : buffers)
     if (known.address == address && known.bytes == bytes) return;
-  buffers.push_back({address, bytes, dtype, name, undefined});
+  buffers.push_back({address, bytes, dtype, name, use != Use::read, use != Use::scratch});
 }
 
 void forget_buffers() { buffers.clear(); }
@@ -142,19 +142,20 @@ void trace_after() {
     Buffer& buffer = buffers[i];
     // Undefined is what was undefined and has been written in full; where a part was left out, its
     // filling is a value like others, and where all was, there is nothing to compare.
-    const size_t unwritten = buffer.undefined ? count_unwritten(buffer) : 0;
+    const size_t unwritten = buffer.undefined && buffer.compared ? count_unwritten(buffer) : 0;
     const bool untouched = buffer.undefined && unwritten == buffer.bytes;
     const bool is_null = buffer.undefined && (unwritten == 0 || untouched);
+    const bool compared = buffer.compared && !untouched;
     char address[32];
     std::snprintf(address, sizeof address, "%p", buffer.address);
     line += std::string(i != 0 ? ", " : "") + "{\"address\": " + quoted(address) +
             ", \"nbytes\": " + std::to_string(buffer.bytes) +
             ", \"before\": " + (is_null ? "null" : quoted(file_name(i, "before"))) +
-            ", \"after\": " + (untouched ? "null" : quoted(file_name(i, "after"))) +
+            ", \"after\": " + (compared ? quoted(file_name(i, "after")) : "null") +
             ", \"dtype\": " + quoted(buffer.dtype) + ", \"name\": " + quoted(buffer.name) + "}";
     buffer.undefined = untouched;
     if (is_null) std::remove((directory + "/" + file_name(i, "before")).c_str());
-    if (!untouched)
+    if (compared)
       write(directory + "/" + file_name(i, "after"), buffer.address, buffer.bytes, "wb");
   }
   line += "]}\n";

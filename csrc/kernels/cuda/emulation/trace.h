@@ -9,10 +9,13 @@
 
 namespace atlas::emulation {
 
-// What launches of this OS thread may touch, until forget_buffers(). `undefined`: nobody reads it
-// before the first launch has written to it.
+// How launches use a buffer. `written`: nobody reads it before a launch has written to it.
+// `scratch`: the same, and its contents have types that its dtype does not tell.
+enum class Use { read, written, scratch };
+
+// What launches of this OS thread may touch, until forget_buffers().
 void register_buffer(const void* address, size_t bytes, const char* dtype, const char* name,
-                     bool undefined);
+                     Use use);
 void forget_buffers();
 
 // Empty: no traces. Starts a new trace in the directory.

@@ -37,16 +37,18 @@ Rendezvous& find(Warp& warp, unsigned mask) {
 // That this lane may take part, and that all others of its mask still can.
 void check(Block& block, Warp& warp, unsigned first, unsigned lane, unsigned mask, Site site,
            const char* what) {
-  const std::string name = std::string(what) + " with mask " + hex(mask) + ": ";
+  const auto refuse = [&](const std::string& why) {
+    block.fail(site, what + (" with mask " + hex(mask)) + ": " + why);
+  };
   const unsigned there = block.threads() - first;
   if (there < kLanes && (mask >> there) != 0)
-    block.fail(site, name + "it names lanes beyond the block's last thread");
+    refuse("it names lanes beyond the block's last thread");
   for (const Rendezvous& other : warp.meetings)
     if (other.arrived != 0 && other.mask != mask && (other.mask >> lane & 1) != 0)
-      block.fail(site, name + "another mask is awaited: " + waiting(other));
+      refuse("another mask is awaited: " + waiting(other));
   for (unsigned i = 0; i < kLanes; ++i)
     if ((mask >> i & 1) != 0 && block.thread(first + i).exited)
-      block.fail(site, name + "lane " + std::to_string(i) + " has exited");
+      refuse("lane " + std::to_string(i) + " has exited");
 }
 
 // Waits for all lanes of `mask` at one site; the last one to come runs `combine` for all. Memory is
