@@ -8,6 +8,7 @@ namespace atlas {
 inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   library.def("build_info() -> str");
   library.def("cuda_code_architecture(int device) -> int");
+  library.def("cuda_plan(str op, str dtype, int[] sizes, bool allow_tf32, int capability) -> str");
 
   library.def("poly_features(Tensor x, Tensor? scales, int degree) -> Tensor");
   library.def(

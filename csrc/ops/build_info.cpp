@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <string>
+#include <vector>
 
 #include "kernels/cpu/isa.h"
 #ifdef USE_CUDA
@@ -35,10 +36,18 @@ int64_t cuda_code_architecture([[maybe_unused]] int64_t device) {
 #endif
 }
 
+#ifndef USE_CUDA
+// The kernel that a call would take (plan_cuda.cpp): none here.
+std::string cuda_plan(std::string, std::string, std::vector<int64_t>, bool, int64_t) { return ""; }
+#endif
+
 }  // namespace
 }  // namespace atlas
 
 STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CompositeExplicitAutograd, library) {
   library.impl("build_info", TORCH_BOX(&atlas::build_info));
   library.impl("cuda_code_architecture", TORCH_BOX(&atlas::cuda_code_architecture));
+#ifndef USE_CUDA
+  library.impl("cuda_plan", TORCH_BOX(&atlas::cuda_plan));
+#endif
 }

@@ -20,6 +20,9 @@
 #include <torch/headeronly/util/Exception.h>
 
 #define ATLAS_CUDA_LIBRARY_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CUDA, library)
+// Of operators without tensors.
+#define ATLAS_CUDA_LIBRARY_QUERIES(library) \
+  STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CompositeExplicitAutograd, library)
 
 namespace atlas {
 

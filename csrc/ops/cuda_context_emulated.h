@@ -7,6 +7,9 @@
 #include "ops/check.h"
 
 #define ATLAS_CUDA_LIBRARY_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(atlas_ext_emulated, CPU, library)
+// Of operators without tensors.
+#define ATLAS_CUDA_LIBRARY_QUERIES(library) \
+  STABLE_TORCH_LIBRARY_IMPL(atlas_ext_emulated, CompositeExplicitAutograd, library)
 
 namespace atlas {
 

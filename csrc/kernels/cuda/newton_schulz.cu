@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "kernels/cuda/capabilities.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/newton_schulz_backward.cuh"
 
@@ -19,9 +20,9 @@ constexpr int largest_side(bool backward) {
 // first digit.
 enum class Arithmetic { half, tf32, simple };
 
-Arithmetic arithmetic(Dtype dtype, bool allow_tf32, bool backward) {
+Arithmetic arithmetic(Dtype dtype, bool allow_tf32, bool backward, int capability) {
   if (dtype == Dtype::f16) return Arithmetic::half;
-  if (current_device().capability < 80) return Arithmetic::simple;
+  if (capability < 80) return Arithmetic::simple;
   if (dtype == Dtype::bf16) return backward ? Arithmetic::tf32 : Arithmetic::half;
   return allow_tf32 ? Arithmetic::tf32 : Arithmetic::simple;
 }
@@ -39,8 +40,9 @@ None with_size(int shorter, const Use& use, None none) {
 
 // Calls use(T(), Traits()) for the kernel instance that a call takes; `none` if there is none.
 template <bool kBackward, class Use, class None>
-None with_instance(Dtype dtype, bool allow_tf32, int m, int n, const Use& use, None none) {
-  const Arithmetic kind = arithmetic(dtype, allow_tf32, kBackward);
+None with_instance(Dtype dtype, bool allow_tf32, int m, int n, int capability, const Use& use,
+                   None none) {
+  const Arithmetic kind = arithmetic(dtype, allow_tf32, kBackward, capability);
   const int shorter = m < n ? m : n;
   const auto with_bf16 = [&](auto traits) { return use(bf16(), traits); };
   const auto with_float = [&](auto traits) { return use(float(), traits); };
@@ -78,17 +80,42 @@ int64_t backward_blocks(int64_t batch) {
   return groups<Traits>(batch) < most ? groups<Traits>(batch) : most;
 }
 
+template <bool kBackward>
+NewtonSchulzPlan plan(Dtype dtype, int m, int n, bool allow_tf32, int capability, int limit) {
+  const NewtonSchulzShape shape(m, n);
+  const auto describe = [&](auto, auto traits) {
+    using Traits = decltype(traits);
+    using Tile = typename Traits::Tile;
+    constexpr int64_t kStatic = 1 << 10;
+    NewtonSchulzPlan found{};
+    found.arithmetic = std::is_same_v<Tile, FloatTile>  ? "float multiply-adds"
+                       : std::is_same_v<Tile, Tf32Tile> ? "tf32 tensor cores"
+                       : std::is_same_v<Tile, HalfTile<bf16>> ? "bf16 tensor cores"
+                                                              : "f16 tensor cores";
+    found.size = Traits::kSize;
+    found.matrices = Traits::kMatrices;
+    found.threads = Traits::kThreads;
+    found.shared_bytes = shared_bytes<Traits>(shape, kBackward);
+    found.fused = found.shared_bytes + kStatic <= limit;
+    return found;
+  };
+  return with_instance<kBackward>(dtype, allow_tf32, m, n, capability, describe,
+                                  NewtonSchulzPlan{});
+}
+
 }  // namespace
 
+NewtonSchulzPlan newton_schulz_plan(Dtype dtype, int m, int n, bool allow_tf32, bool backward,
+                                    int capability, int limit) {
+  if (limit < 0) limit = shared_kibibytes(capability) << 10;
+  return backward ? plan<true>(dtype, m, n, allow_tf32, capability, limit)
+                  : plan<false>(dtype, m, n, allow_tf32, capability, limit);
+}
+
 bool newton_schulz_is_fused(Dtype dtype, int m, int n, bool backward) {
-  const NewtonSchulzShape shape(m, n);
-  const auto fits = [&](auto, auto traits) {
-    constexpr int64_t kStatic = 1 << 10;
-    return shared_bytes<decltype(traits)>(shape, backward) + kStatic <=
-           current_device().shared_bytes;
-  };
-  return backward ? with_instance<true>(dtype, false, m, n, fits, false)
-                  : with_instance<false>(dtype, false, m, n, fits, false);
+  const Device device = current_device();
+  return newton_schulz_plan(dtype, m, n, false, backward, device.capability, device.shared_bytes)
+      .fused;
 }
 
 int64_t newton_schulz_scratch(const NewtonSchulz& args) {
@@ -99,7 +126,8 @@ int64_t newton_schulz_scratch(const NewtonSchulz& args) {
            tape_elements<Traits>(shape, args.schedule.steps) *
            static_cast<int64_t>(sizeof(typename Traits::Element));
   };
-  return with_instance<true>(args.dtype, args.allow_tf32, args.m, args.n, bytes, int64_t{0});
+  return with_instance<true>(args.dtype, args.allow_tf32, args.m, args.n,
+                             current_device().capability, bytes, int64_t{0});
 }
 
 cudaError_t newton_schulz(const NewtonSchulz& args, cudaStream_t stream) {
@@ -113,7 +141,8 @@ cudaError_t newton_schulz(const NewtonSchulz& args, cudaStream_t stream) {
         static_cast<const T*>(args.x), static_cast<T*>(args.out), args.batch, args.m, args.n,
         args.scale, args.eps, args.schedule);
   };
-  return with_instance<false>(args.dtype, args.allow_tf32, args.m, args.n, start,
+  return with_instance<false>(args.dtype, args.allow_tf32, args.m, args.n,
+                              current_device().capability, start,
                               cudaErrorInvalidValue);
 }
 
@@ -129,7 +158,8 @@ cudaError_t newton_schulz_backward(const NewtonSchulz& args, cudaStream_t stream
         static_cast<typename Traits::Element*>(args.scratch), args.batch, args.m, args.n,
         args.scale, args.eps, args.schedule);
   };
-  return with_instance<true>(args.dtype, args.allow_tf32, args.m, args.n, start,
+  return with_instance<true>(args.dtype, args.allow_tf32, args.m, args.n,
+                              current_device().capability, start,
                              cudaErrorInvalidValue);
 }
 

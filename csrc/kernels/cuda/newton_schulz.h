@@ -23,6 +23,21 @@ struct NewtonSchulz {
   NewtonSchulzSchedule schedule;
 };
 
+// The kernel that a call takes. Not fused: matrix products, and the other fields mean nothing.
+struct NewtonSchulzPlan {
+  bool fused;
+  const char* arithmetic;
+  int size;      // the shorter side, padded
+  int matrices;  // of one block
+  int threads;   // of one block
+  int64_t shared_bytes;
+};
+
+// On a device of this capability whose blocks may have `limit` bytes of shared memory; negative:
+// what the capability has.
+NewtonSchulzPlan newton_schulz_plan(Dtype dtype, int m, int n, bool allow_tf32, bool backward,
+                                    int capability, int limit = -1);
+
 // Whether the fused kernel takes matrices of this size on the current device: the shorter side is
 // at most 128 and a matrix fits in shared memory. All others go through matrix products.
 bool newton_schulz_is_fused(Dtype dtype, int m, int n, bool backward);

@@ -1,5 +1,6 @@
 #include "kernels/cuda/poly_features.cuh"
 
+#include "kernels/cuda/capabilities.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/poly_features.h"
 
@@ -30,8 +31,7 @@ struct BackwardPlan {
   int64_t scratch;  // floats of device memory
 };
 
-BackwardPlan backward_plan(int64_t rows, int dim, int degree) {
-  const Device device = current_device();
+BackwardPlan backward_plan(int64_t rows, int dim, int degree, const Device& device) {
   const int64_t at_a_time = kPolyThreads / row_lanes(dim);
   constexpr int64_t kBlocksPerMultiprocessor = 4, kStatic = 1 << 10;
   int64_t blocks = ceil_divide(rows, at_a_time);
@@ -61,7 +61,7 @@ cudaError_t forward(const PolyFeatures& args, cudaStream_t stream) {
 
 template <class T, int kDegree, int kLanes>
 cudaError_t backward_lanes(const PolyFeaturesBackward& args, cudaStream_t stream) {
-  const BackwardPlan plan = backward_plan(args.rows, args.dim, kDegree);
+  const BackwardPlan plan = backward_plan(args.rows, args.dim, kDegree, current_device());
   const cudaError_t status = launch<poly_features_backward_kernel<T, kDegree, kLanes>>(
       dim3(static_cast<unsigned>(plan.blocks)), dim3(kPolyThreads), plan.shared_bytes, stream,
       static_cast<const T*>(args.grad), static_cast<const T*>(args.x), args.scales,
@@ -117,6 +117,12 @@ cudaError_t by_dtype(const Args& args, cudaStream_t stream) {
 
 }  // namespace
 
+PolyFeaturesPlan poly_features_backward_plan(int dim, int degree, int capability) {
+  const Device device{capability, shared_kibibytes(capability) << 10, 1};
+  const BackwardPlan plan = backward_plan(1, dim, degree, device);
+  return {row_lanes(dim), kPolyThreads, plan.shared_bytes, plan.scratch == 0};
+}
+
 cudaError_t poly_features(const PolyFeatures& args, cudaStream_t stream) {
   return by_dtype(args, stream);
 }
@@ -126,11 +132,11 @@ cudaError_t poly_features_backward(const PolyFeaturesBackward& args, cudaStream_
 }
 
 int64_t poly_features_blocks(int64_t rows, int dim, int degree) {
-  return backward_plan(rows, dim, degree).blocks;
+  return backward_plan(rows, dim, degree, current_device()).blocks;
 }
 
 int64_t poly_features_scratch(int64_t rows, int dim, int degree) {
-  return backward_plan(rows, dim, degree).scratch;
+  return backward_plan(rows, dim, degree, current_device()).scratch;
 }
 
 }  // namespace atlas::kernels::cuda

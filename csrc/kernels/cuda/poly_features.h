@@ -25,6 +25,16 @@ struct PolyFeaturesBackward {
   int dim, degree;
 };
 
+// How a device of this capability runs the backward pass.
+struct PolyFeaturesPlan {
+  int lanes;  // of one row
+  int threads;
+  int64_t shared_bytes;
+  bool sums_in_shared;  // otherwise in device memory
+};
+
+PolyFeaturesPlan poly_features_backward_plan(int dim, int degree, int capability);
+
 cudaError_t poly_features(const PolyFeatures& args, cudaStream_t stream);
 cudaError_t poly_features_backward(const PolyFeaturesBackward& args, cudaStream_t stream);
 

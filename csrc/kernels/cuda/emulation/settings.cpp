@@ -3,6 +3,8 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "kernels/cuda/capabilities.h"
+
 namespace atlas::emulation {
 namespace {
 
@@ -70,28 +72,9 @@ void set_copies(const std::string& mode) {
 }
 
 void set_device(int capability, int multiprocessors) {
-  // CUDA's maximum shared memory per block, in KiB (CUDA programming guide, compute capabilities).
-  int kibibytes = 0;
-  switch (capability) {
-    case 75:
-      kibibytes = 64;
-      break;
-    case 80:
-    case 87:
-      kibibytes = 163;
-      break;
-    case 86:
-    case 89:
-    case 120:
-      kibibytes = 99;
-      break;
-    case 90:
-    case 100:
-      kibibytes = 227;
-      break;
-    default:
-      refuse("capability", "75, 80, 86, 87, 89, 90, 100 or 120", std::to_string(capability));
-  }
+  const int kibibytes = kernels::cuda::shared_kibibytes(capability);
+  if (kibibytes == 0)
+    refuse("capability", "75, 80, 86, 87, 89, 90, 100 or 120", std::to_string(capability));
   if (multiprocessors < 1) refuse("multiprocessors", "at least 1", std::to_string(multiprocessors));
   settings().capability = capability;
   settings().shared_bytes = kibibytes << 10;

@@ -1,0 +1,26 @@
+#pragma once
+// Limits of devices that are not at hand, by capability (CUDA programming guide).
+
+namespace atlas::kernels::cuda {
+
+// Most shared memory that a block may opt in to, in KiB; 0 for a capability that is not listed.
+constexpr int shared_kibibytes(int capability) {
+  switch (capability) {
+    case 75:
+      return 64;
+    case 80:
+    case 87:
+      return 163;
+    case 86:
+    case 89:
+    case 120:
+      return 99;
+    case 90:
+    case 100:
+      return 227;
+    default:
+      return 0;
+  }
+}
+
+}  // namespace atlas::kernels::cuda
