@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import torch
 
 import atlas_ext
+from atlas_ext._load import load_emulated
 
 OPERATORS = ("poly_features", "newton_schulz", "omega_rule", "omega_rule_update")
+CAPABILITIES = {75: "sm_75", 80: "sm_80", 86: "sm_86/89", 90: "sm_90", 100: "sm_100"}
+PRECISIONS = {
+    'float32 "highest"': ("float32", False),
+    'float32 "high"': ("float32", True),
+    "bfloat16": ("bfloat16", True),
+    "float16": ("float16", True),
+}
+MATRICES = ((16, 16), (64, 16), (64, 64), (153, 64), (256, 64), (128, 128), (512, 512))
+FEATURES = ((64, 2), (64, 3))  # K, degree
 
 
 def main() -> None:
@@ -28,6 +39,8 @@ def main() -> None:
         print("CUDA: no device that this torch can use")
     for device in range(torch.cuda.device_count()):
         describe_cuda_device(device, built["cuda_operators"].split())
+    print()
+    print_plans("cuda_runtime" in built)
 
 
 def describe_cuda_build(built: dict[str, str]) -> str:
@@ -51,6 +64,59 @@ def describe_cuda_device(device: int, operators: Sequence[str]) -> None:
 def print_operators(available: Sequence[str], kernel: str) -> None:
     for name in OPERATORS:
         print(f"  {name:<18} {kernel if name in available else 'none: raises an error here'}")
+
+
+def plan_source(with_cuda: bool) -> tuple[str, Callable[..., str]] | None:
+    """Whose launchers answer, and the operator that asks them; None: there are none."""
+    if with_cuda:
+        return "this build", torch.ops.atlas_ext.cuda_plan
+    try:
+        load_emulated()
+    except ImportError:
+        return None
+    return "the emulated library", torch.ops.atlas_ext_emulated.cuda_plan
+
+
+def print_plans(with_cuda: bool) -> None:
+    if not with_cuda:
+        print("CUDA kernels: this build holds none")
+    source = plan_source(with_cuda)
+    if source is None:
+        print("  (make emulate builds them for the CPU; then they are listed here)")
+        return
+    whose, plan = source
+    print(f"CUDA kernels by device, as the launchers of {whose} choose (shared memory per block):")
+    for title, cells in plans(plan):
+        groups = list(merged(cells))
+        print(f"  {title}" + (f": {groups[0][1]}" if len(groups) == 1 else ""))
+        for devices, text in groups if len(groups) > 1 else ():
+            print(f"    {devices:<29} {text}")
+    print("  omega_rule, omega_rule_update: not in this version")
+
+
+def plans(plan: Callable[..., str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Titles of calls, and what `plan` answers for every device; precisions alike share a title."""
+    for features in FEATURES:
+        for op in ("poly_features", "poly_features_backward"):
+            asked = {device: (op, "float32", features, False, device) for device in CAPABILITIES}
+            cells = {CAPABILITIES[device]: plan(*call) for device, call in asked.items()}
+            yield "{} K = {}, degree {}".format(op, *features), cells
+    for m, n in MATRICES:
+        for op in ("newton_schulz", "newton_schulz_backward"):
+            found: dict[str, dict[str, str]] = {}
+            for name, (dtype, tf32) in PRECISIONS.items():
+                found[name] = {
+                    CAPABILITIES[device]: plan(op, dtype, (m, n), tf32, device)
+                    for device in CAPABILITIES
+                }
+            for cells, alike in groupby(found, key=found.__getitem__):
+                yield f"{op} [{m}, {n}], {', '.join(alike)}", cells
+
+
+def merged(cells: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Neighbouring devices with one answer on one line."""
+    for text, group in groupby(cells, key=cells.__getitem__):
+        yield ", ".join(group), text
 
 
 if __name__ == "__main__":

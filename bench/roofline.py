@@ -1,5 +1,8 @@
 """What a case must compute and move, and what this machine can do at best.
 
+`python -m bench.roofline newton_schulz 512 64 64 --dtype bfloat16 --device h100` prints the work of
+a CUDA kernel and its floor on a device that need not be here.
+
 Counts are of the useful work: the products of the chunk form, each once, a multiply-add being two
 operations. A backward is counted as twice its forward's products; recomputation counts as nothing,
 and neither do coefficients, decays and sums, which are small beside the products
@@ -8,6 +11,7 @@ and neither do coefficients, decays and sums, which are small beside the product
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import shutil
 import subprocess
@@ -19,11 +23,8 @@ from pathlib import Path
 
 import torch
 
-
-def newton_schulz_flops(batch: int, m: int, n: int, steps: int) -> float:
-    """Per step: Gram matrix, its square, and the product with X."""
-    short, long = min(m, n), max(m, n)
-    return batch * steps * (4.0 * short * short * long + 2.0 * short**3)
+from bench import cuda_work
+from bench.cuda_work import useful_newton_schulz as newton_schulz_flops
 
 
 def poly_features_flops(rows: int, dim: int) -> float:
@@ -122,3 +123,61 @@ def ceilings() -> dict[str, float | None]:
         "clone_gbs": traffic / best_of(lambda: big.clone()),
         "copy_gbs": traffic / best_of(lambda: copy.copy_(big)),
     }
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.roofline")
+    ops = parser.add_subparsers(dest="op", required=True)
+    poly, schulz = ops.add_parser("poly_features"), ops.add_parser("newton_schulz")
+    poly.add_argument("rows", type=int)
+    poly.add_argument("dim", type=int, metavar="K")
+    poly.add_argument("--degree", type=int, default=2, choices=(1, 2, 3, 4))
+    for name in ("batch", "m", "n"):
+        schulz.add_argument(name, type=int)
+    schulz.add_argument("--steps", type=int, default=5, help="of Muon's coefficients")
+    schulz.add_argument("--precision", choices=("highest", "high"), default="highest")
+    for each in (poly, schulz):
+        each.add_argument("--dtype", choices=tuple(cuda_work.BYTES), default="float32")
+        each.add_argument("--device", choices=tuple(cuda_work.DEVICES), default="h100")
+        each.add_argument("--backward", action="store_true")
+        each.add_argument("--registers", type=int, default=0, help="of a thread, from ptxas -v")
+    return parser.parse_args(arguments)
+
+
+def work_of(options: argparse.Namespace) -> cuda_work.Work:
+    device = cuda_work.DEVICES[options.device]
+    common = {"backward": options.backward}
+    if options.op == "poly_features":
+        sizes = (options.rows, options.dim, options.degree)
+        return cuda_work.poly_features(*sizes, options.dtype, device, **common)
+    return cuda_work.newton_schulz(
+        *(options.batch, options.m, options.n, options.dtype, device),
+        linear=(cuda_work.MUON_A,) * options.steps,
+        tf32=options.precision == "high",
+        **common,
+    )
+
+
+def lines(work: cuda_work.Work, device: cuda_work.Device, registers: int = 0) -> list[str]:
+    """The printed account of one call."""
+    seconds, limit = work.floor(device)
+    text = [
+        f"kernel      {work.kernel}, {work.arithmetic} arithmetic on {device.name}",
+        f"operations  {work.executed:.4g} executed, {work.useful:.4g} useful",
+        f"bytes       {work.moved:.4g} read and written, {work.scratch:.4g} through scratch",
+        f"intensity   {work.intensity:.1f} operations a byte",
+        f"floor       {seconds * 1e6:.2f} us, set by {limit}",
+    ]
+    if work.threads:
+        most = device.blocks(work.shared, work.threads, registers)
+        waves = work.blocks / (most * device.multiprocessors)
+        text.append(
+            f"blocks      {work.blocks} of {work.threads} threads, {work.shared / 1024:.1f} KiB; "
+            f"{most} on a multiprocessor, {waves:.2f} waves"
+        )
+    return text
+
+
+if __name__ == "__main__":
+    asked = parse(None)
+    print("\n".join(lines(work_of(asked), cuda_work.DEVICES[asked.device], asked.registers)))

@@ -52,7 +52,8 @@ std::string cuda_plan(std::string op, std::string dtype, std::vector<int64_t> si
   const int first = static_cast<int>(sizes[0]), second = static_cast<int>(sizes[1]);
   if (op.rfind("poly_features", 0) == 0) {
     const auto plan = cuda_kernels::poly_features_backward_plan(first, second, device);
-    return op == "poly_features" ? "16-byte pieces, " + resources(plan.threads, 0) : describe(plan);
+    return op == "poly_features" ? "16-byte pieces, " + std::to_string(plan.threads) + " threads"
+                                 : describe(plan);
   }
   ATLAS_CHECK(op == "newton_schulz" || op == "newton_schulz_backward", name, "op",
               "an operator with CUDA kernels", op);
