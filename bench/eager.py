@@ -36,7 +36,7 @@ def newton_schulz(
 
 
 @functools.cache
-def _monomials(dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def _monomials(dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Factor indices into (1, x) and weights of all monomials of degree <= 2, in graded order."""
     rows, cols = torch.triu_indices(dim, dim).unbind()
     zeros = torch.zeros(1 + dim, dtype=torch.long)
@@ -45,12 +45,13 @@ def _monomials(dim: int) -> tuple[Tensor, Tensor, Tensor]:
     # c_2 = 1/sqrt(2!), times sqrt(2) off the diagonal (multinomial coefficient)
     ones = torch.ones(1 + dim, dtype=torch.float64)
     quadratic = torch.where(rows == cols, math.sqrt(0.5), ones[0])
-    return left, right, torch.cat([ones, quadratic])
+    weight = torch.cat([ones, quadratic])
+    return left.to(device), right.to(device), weight.to(device)
 
 
 def poly_features(x: Tensor) -> Tensor:  # [..., K] -> [..., D]
     """Degree 2 by index-gather: two gathers, two products, nothing concatenated at full size."""
-    left, right, weight = _monomials(x.shape[-1])
+    left, right, weight = _monomials(x.shape[-1], x.device)
     rows = x.reshape(-1, x.shape[-1])
     lifted = F.pad(rows, (1, 0), value=1.0)
     out = lifted.index_select(1, left) * lifted.index_select(1, right) * weight.to(x.dtype)

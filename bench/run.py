@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import report
+from bench import cuda, report
 from bench.report import Report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +27,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="5 rounds, no peak memory, no verdict")
     parser.add_argument("--json", type=Path, default=ROOT / "bench-results" / "bench.json")
     parser.add_argument("--compare", metavar="REV|JSON", help="a git revision, or an earlier JSON")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda", "emulated"), default="cpu",
+        help="cuda: the CUDA kernels on this machine's GPU; emulated: they are checked, not timed",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=21, help="a verdict needs at least 15")
     return parser.parse_args(arguments)
@@ -80,6 +84,9 @@ def read(path: Path) -> Report:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     output = options.json.resolve()
+    if options.device != "cpu":
+        rounds = 5 if options.quick else options.rounds
+        return cuda.run(options.device, options.case, rounds, output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
     status = measure(ROOT, output, options)
