@@ -1,9 +1,8 @@
-#include "kernels/cuda/newton_schulz.cuh"
-
 #include <type_traits>
 
 #include "kernels/cuda/capabilities.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/newton_schulz.cuh"
 #include "kernels/cuda/newton_schulz_backward.cuh"
 
 namespace atlas::kernels::cuda {
@@ -88,8 +87,8 @@ NewtonSchulzPlan plan(Dtype dtype, int m, int n, bool allow_tf32, int capability
     using Tile = typename Traits::Tile;
     constexpr int64_t kStatic = 1 << 10;
     NewtonSchulzPlan found{};
-    found.arithmetic = std::is_same_v<Tile, FloatTile>  ? "float multiply-adds"
-                       : std::is_same_v<Tile, Tf32Tile> ? "tf32 tensor cores"
+    found.arithmetic = std::is_same_v<Tile, FloatTile>        ? "float multiply-adds"
+                       : std::is_same_v<Tile, Tf32Tile>       ? "tf32 tensor cores"
                        : std::is_same_v<Tile, HalfTile<bf16>> ? "bf16 tensor cores"
                                                               : "f16 tensor cores";
     found.size = Traits::kSize;
@@ -142,8 +141,7 @@ cudaError_t newton_schulz(const NewtonSchulz& args, cudaStream_t stream) {
         args.scale, args.eps, args.schedule);
   };
   return with_instance<false>(args.dtype, args.allow_tf32, args.m, args.n,
-                              current_device().capability, start,
-                              cudaErrorInvalidValue);
+                              current_device().capability, start, cudaErrorInvalidValue);
 }
 
 cudaError_t newton_schulz_backward(const NewtonSchulz& args, cudaStream_t stream) {
@@ -159,8 +157,7 @@ cudaError_t newton_schulz_backward(const NewtonSchulz& args, cudaStream_t stream
         args.scale, args.eps, args.schedule);
   };
   return with_instance<true>(args.dtype, args.allow_tf32, args.m, args.n,
-                              current_device().capability, start,
-                             cudaErrorInvalidValue);
+                             current_device().capability, start, cudaErrorInvalidValue);
 }
 
 }  // namespace atlas::kernels::cuda
