@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import torch
 
 from atlas_ext.models import Atlas, AtlasConfig
 
