@@ -165,6 +165,25 @@ def test_gates_start_where_the_paper_has_them() -> None:
     assert make_layer("hebbian").compute_gates(torch.zeros(1, 1, HIDDEN))[2:] == (None, None)
 
 
+@pytest.mark.parametrize("name", ["mlp", "dot_mlp", "atlas_mlp", "atlas_gated"])
+def test_gates_of_deep_memories_keep_their_ranges(name: str) -> None:
+    layer = make_layer(name)
+    x = F.rms_norm(torch.randn(4, 50, HIDDEN), (HIDDEN,))  # what a block hands in
+    gamma, eta, log_alpha, log_theta = layer.compute_gates(x)
+    assert gamma.shape == (4, 50, HEADS, layer.window) and eta.shape == (4, 50, HEADS)
+    assert gamma.min() > 0 and gamma.max() < 1 and (gamma.sum(-1) - 1).abs().max() < 0.3
+    assert log_alpha.exp().min() > 0.985 and log_alpha.max() < 0
+    assert (eta / layer.step_size - 1).abs().max() < 0.6 and eta.min() > 0
+    assert (log_theta is None) == (name == "dot_mlp")
+    if log_theta is not None:
+        assert log_theta.exp().min() > 0.75 and log_theta.exp().max() < 0.97
+    with torch.no_grad():  # extremes: no gate leaves its range, and no log is infinite
+        layer.gates.bias.fill_(-100.0)
+        gamma, eta, *decays = layer.compute_gates(x)
+        assert gamma.min() >= 0 and eta.min() >= 0
+        assert all(torch.isfinite(decay).all() for decay in decays if decay is not None)
+
+
 def test_gates_are_float32_in_a_bfloat16_layer() -> None:
     layer = make_layer("atlas").bfloat16()
     gates = layer.compute_gates(torch.randn(1, 2, HIDDEN, dtype=torch.bfloat16))
