@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,8 @@ def draw_curves(results: list[Result], bigram: float, path: Path) -> None:
 def _smooth(values: list[float], keep: float = 0.95) -> list[float]:
     smoothed: list[float] = []
     for count, value in enumerate(values):
+        if not math.isfinite(value):  # a skipped step
+            value = smoothed[-1] if smoothed else values[0]
         weight = max(1 - keep, 1 / (count + 1))
         smoothed.append(value if not smoothed else smoothed[-1] + weight * (value - smoothed[-1]))
     return smoothed
@@ -112,6 +115,7 @@ def write_report(
         f"rate {options['lr']}, seed {options['seed']}. Scored are {len(results[0].bits)} windows "
         f"of {options['seq_len']} bytes never trained on, all of a window but its first byte.",
         "## The models",
+        *(_skipped(result.run) for result in results if result.run.history.skipped),
         _config_table(results),
         "## Share of a training step's time",
         *(_share_table(result) for result in results),
@@ -122,6 +126,13 @@ def write_report(
         f"Python {platform.python_version()}, PyTorch {torch.__version__}.",
     ]
     path.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+
+
+def _skipped(run: Run) -> str:
+    return (
+        f"{run.name} skipped {run.history.skipped} of its {run.step} steps, whose loss or gradient "
+        "was not finite."
+    )
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -100,6 +100,26 @@ def test_ablations_take_away_one_thing(program: ModuleType) -> None:
     assert (delta.variant, delta.retention, delta.hidden_size) == ("delta", True, 64)
 
 
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, program: ModuleType) -> None:
+    arguments = ["--out", str(tmp_path), *SMALL, "--memory", "linear", "--ablations"]
+    (run,) = program.make_runs(program.make_parser().parse_args(arguments))
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    run.train_step(ids)
+    before = [parameter.clone() for parameter in run.model.parameters()]
+    scale = run.model.norm.weight[0].item()
+    with torch.no_grad():
+        run.model.norm.weight[0] = float("inf")
+    run.train_step(ids)
+    with torch.no_grad():
+        run.model.norm.weight[0] = scale
+    assert run.history.skipped == 1
+    for parameter, old in zip(run.model.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+    run.train_step(ids)
+    assert run.history.skipped == 1
+    assert not torch.equal(next(run.model.parameters()), before[0])
+
+
 def test_a_model_without_a_number_fails_the_baseline(program: ModuleType) -> None:
     report = importlib.import_module("_report")
     result = report.Result(SimpleNamespace(name="atlas"), torch.tensor([float("nan")]), {})

@@ -10,6 +10,7 @@ from ..ops.poly_features import poly_feature_dim
 INITIAL_ALPHA = 0.995
 INITIAL_THETA = 0.9
 INITIAL_WRITES = 0.125  # sum of the Newton-Schulz steps that a memory holds
+DEEP_MARGIN = 16.0  # gamma, theta and M_0 raise what a deep memory's step is multiplied by
 INITIAL_GAMMA_SINGLE = 0.95  # a window of one: a sigmoid never reaches 1
 
 
@@ -75,14 +76,15 @@ def default_step_size(
     initial alpha keeps sum to `INITIAL_WRITES` at most, in every matrix. Plain descent on the l2
     loss sees `chunk_size` gradients of the same frozen memory, amplified by the momentum; their
     summed step must stay below the limit of the curvature, which is ||phi(k)||² for a linear memory
-    and about one per matrix for a deep one (`initial_stds`). The dot loss has no curvature in a
-    linear memory; in a deep one each matrix's gradient grows with the other, without bound, unless
-    the step stays below what the initial alpha forgets.
+    and at first about one per matrix for a deep one (`initial_stds`). A deep one stays well below:
+    training raises gamma's sum, theta and the values, and there is no linear regime to return to.
+    The dot loss has no curvature in a linear memory; in a deep one each matrix's gradient grows
+    with the other, without bound, unless the step stays below what the initial alpha forgets.
     """
     if ns_steps > 0:
         return INITIAL_WRITES * (1.0 - INITIAL_ALPHA) * ns_every
     gain = 1.0 / (1.0 - INITIAL_THETA) if momentum else 1.0
     if objective == "dot":
         return (1.0 if matrices == 1 else 1.0 - INITIAL_ALPHA) / gain
-    curvature = feature_norm(degree) ** 2 if matrices == 1 else matrices
+    curvature = feature_norm(degree) ** 2 if matrices == 1 else DEEP_MARGIN * matrices
     return 1.0 / (gain * min(chunk_size, 64) * curvature)
