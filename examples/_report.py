@@ -42,7 +42,8 @@ def compare(atlas: Result, ablation: Result, difference: str) -> str:
     sentence = (
         f"Atlas {verb} its ablation {ablation.run.name} ({difference}): {atlas.mean_bits:.4f} "
         f"against {ablation.mean_bits:.4f} held-out bits per byte after {atlas.run.step} steps, a "
-        f"difference of {mean:+.4f} (standard error over windows {error:.4f}; one seed)."
+        f"difference of {mean:+.4f} (standard error over windows {error:.4f}; one seed). It has "
+        f"{ablation.run.parameters / atlas.run.parameters:.0%} of Atlas's parameters."
     )
     if abs(mean) < 2 * error:
         sentence += " The difference is within two standard errors: call it a draw."
