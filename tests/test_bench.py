@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import atlas_ext
 import atlas_ext.reference as reference
 from atlas_ext import testing
 from bench import eager, report, roofline
-from bench.cases import CASES, find
+from bench.cases import CASES, find, update
 from bench.cases.base import Case, OperatorCase, names_of
 from bench.cases.rule import allowance
 from bench.timing import DIRECTIONS, Turns, evaluate, map_inputs, prepare, quartiles, tensors_of
@@ -145,6 +146,19 @@ def test_cases_are_complete(case: Case) -> None:
     timed = any(rival.allowance is None for rival in case.rivals)
     assert case.most_rounds >= 15 or not timed
     assert case.flops(case.directions[-1]) > 0
+
+
+@pytest.mark.parametrize("case", update.CASES, ids=lambda case: case.name)
+def test_timed_updates_leave_the_state_finite(case) -> None:
+    inputs = case.inputs(2)
+    before = [tensor.clone() for tensor in inputs["state"].weights]
+    if case.missing:
+        pytest.skip(case.missing)
+    with torch.no_grad():
+        for _ in range(300):
+            atlas_ext.omega_rule_update(**inputs, **case.options)
+    for old, new in zip(before, inputs["state"].weights, strict=True):
+        assert 0.1 < float(new.norm() / old.norm()) < 10.0
 
 
 def test_turns_pair_each_round_with_the_turn_before_it() -> None:
