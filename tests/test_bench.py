@@ -9,7 +9,8 @@ import atlas_ext.reference as reference
 from atlas_ext import testing
 from bench import eager, report, roofline
 from bench.cases import CASES, find, update
-from bench.cases.base import Case, OperatorCase, names_of
+from bench.cases.base import Case, OperatorCase, Rival, names_of
+from bench.cases.model import DecodeCase
 from bench.cases.rule import allowance
 from bench.timing import DIRECTIONS, Turns, evaluate, map_inputs, prepare, quartiles, tensors_of
 
@@ -146,6 +147,19 @@ def test_cases_are_complete(case: Case) -> None:
     timed = any(rival.allowance is None for rival in case.rivals)
     assert case.most_rounds >= 15 or not timed
     assert case.flops(case.directions[-1]) > 0
+
+
+def test_decoding_is_checked_against_the_reference() -> None:
+    config = {"memory": "linear", "num_layers": 1, "hidden_size": 32, "num_heads": 2}
+    rival = Rival("ours, context 8", length=8, at_most=True)
+    case = DecodeCase(
+        name="small", op="omega_rule_update", rivals=(rival,), preset="atlas-tiny", context=70,
+        tokens=40, overrides=config,
+    )  # fmt: skip
+    assert case.missing is None
+    assert all(error < case.tolerance for error in case.errors().values())
+    case.call(rival, DIRECTIONS[0])()
+    assert int(case.cache_after(8).position) == 8
 
 
 @pytest.mark.parametrize("case", update.CASES, ids=lambda case: case.name)

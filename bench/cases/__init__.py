@@ -1,12 +1,13 @@
 """The cases of the benchmark: shapes, rivals, targets, counts of work."""
 
-from bench.cases import rule, small, update
+from bench.cases import model, rule, small, update
 from bench.cases.base import Case
 
 CASES: tuple[Case, ...] = (
     *small.CASES,
     *rule.CASES,
     *update.CASES,
+    *model.CASES,
 )
 
 
