@@ -10,6 +10,7 @@ from atlas_ext import testing
 from bench import eager, report, roofline
 from bench.cases import CASES, find, update
 from bench.cases.base import Case, OperatorCase, Rival, names_of
+from bench.cases.layer import PlainLayer
 from bench.cases.model import DecodeCase
 from bench.cases.rule import allowance
 from bench.timing import DIRECTIONS, Turns, evaluate, map_inputs, prepare, quartiles, tensors_of
@@ -173,6 +174,13 @@ def test_timed_updates_leave_the_state_finite(case) -> None:
             atlas_ext.omega_rule_update(**inputs, **case.options)
     for old, new in zip(before, inputs["state"].weights, strict=True):
         assert 0.1 < float(new.norm() / old.norm()) < 10.0
+
+
+def test_plain_layer_equals_itself_with_the_reference() -> None:
+    torch.manual_seed(0)
+    layer, x = PlainLayer().double(), torch.randn(1, 64, 256, dtype=torch.float64)
+    expected = layer(x, reference.omega_rule)
+    assert testing.relative_error(layer(x, eager.omega_rule), expected) < 1e-9
 
 
 def test_turns_pair_each_round_with_the_turn_before_it() -> None:

@@ -1,6 +1,6 @@
 """The cases of the benchmark: shapes, rivals, targets, counts of work."""
 
-from bench.cases import model, rule, small, update
+from bench.cases import layer, model, rule, small, update
 from bench.cases.base import Case
 
 CASES: tuple[Case, ...] = (
@@ -8,6 +8,7 @@ CASES: tuple[Case, ...] = (
     *rule.CASES,
     *update.CASES,
     *model.CASES,
+    *layer.CASES,
 )
 
 
