@@ -57,6 +57,20 @@ def write(
     )
 
 
+def last_rows(scans: Scans) -> tuple[Tensor, Tensor]:
+    """What chunks leave, M and S as one: [n, G, 2, 2] of the entering two, [n, G, 2, 1, L]."""
+    alpha, old, theta = (s[..., -1] for s in (scans.alpha, scans.old, scans.theta))
+    mix = torch.stack([alpha, -old, torch.zeros_like(alpha), theta], -1).unflatten(-1, (2, 2))
+    push = torch.stack([-scans.coefficients[..., -1, :], scans.gates[..., -1, :]], 2)
+    return mix, push.unsqueeze(3)
+
+
+def write_both(state: Tensor, mix: Tensor, push: Tensor, d: Tensor, x: Tensor) -> Tensor:
+    """Weight and momentum, [G, 2, out*in], after a chunk: two products, no sums beside them."""
+    written = torch.bmm((push * d.mT.unsqueeze(1)).flatten(1, 2), x)  # [G, 2*out, in]
+    return torch.baddbmm(written.view_as(state), mix, state)
+
+
 def omega_rule_by_chunk(
     q: Tensor,  # [B, T, H, K]
     k: Tensor,  # [B, T, H, K]
@@ -129,26 +143,28 @@ def omega_rule(
     scans = Scans.of(*(chunks.cut(x) for x in (gamma, eta, log_alpha, log_theta)))
 
     layers = layers_of(weights, chunks.batch)
-    momenta = [torch.zeros_like(layer) for layer in layers]
-    gated, depth = is_gated(layers), len(layers)
+    gated, shapes = is_gated(layers), [layer.shape[1:] for layer in layers]
+    states = [torch.stack([w, torch.zeros_like(w)], 1).flatten(2) for w in layers]  # [G, 2, size]
+    mix, push = last_rows(scans)
     entering, signals = [], []
     for n in range(chunks.count):
-        pairs = gradients(layers, keys[n], targets[n])
-        entering.append((layers, momenta))
+        memory = [s[:, 0].view(-1, *shape) for s, shape in zip(states, shapes, strict=True)]
+        pairs = gradients(memory, keys[n], targets[n])
+        entering.append(states)
         signals.append(pairs)
         if n + 1 < chunks.count:
-            now = scans.chunk(n)
-            left = [write(w, s, now, *p) for w, s, p in zip(layers, momenta, pairs, strict=True)]
-            layers, momenta = ([pair[i] for pair in left] for i in (0, 1))
+            states = [
+                write_both(state, mix[n], push[n], *pair)
+                for state, pair in zip(states, pairs, strict=True)
+            ]
 
     u, scans = queries.flatten(0, 1), scans.flatten()
-    for layer in range(depth):
-        weight = torch.cat([state[0][layer] for state in entering])
-        momentum = torch.cat([state[1][layer] for state in entering])
+    for layer, shape in enumerate(shapes):
+        both = torch.cat([states[layer] for states in entering]).unflatten(2, shape)
         d = torch.cat([pairs[layer][0] for pairs in signals])
         if layer == 1:
             u = activate(u, gated)
             scores = torch.bmm(u, torch.cat([pairs[1][1] for pairs in signals]).mT)
-        u = read(u, weight, momentum, scans, scores, d)
+        u = read(u, *both.unbind(1), scans, scores, d)
     out = chunks.join(u)
     return out + raw if residual else out
