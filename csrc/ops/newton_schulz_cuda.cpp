@@ -106,7 +106,7 @@ Tensor run_fused(const NewtonSchulzCall& call, cuda_kernels::Dtype dtype, const 
   args.grad = cuda.read(grad, "grad");
   const int64_t bytes = cuda_kernels::newton_schulz_scratch(args);
   const Tensor scratch = torch::stable::new_empty(x, {bytes}, ScalarType::Byte);
-  args.scratch = cuda.write(scratch, "scratch");
+  args.scratch = cuda.scratch(scratch, "scratch");
   check_launch(cuda_kernels::newton_schulz_backward(args, cuda.stream()), call.op);
   return out;
 }

@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor> poly_features_backward_cuda(
                       read_floats(cuda, c, "scales"), want_x ? cuda.write(grad_x, "grad_x") : nullptr,
                       want_scales ? static_cast<float*>(cuda.write(grad_scales, "grad_scales")) : nullptr,
                       want_scales ? static_cast<float*>(cuda.write(partials, "partials")) : nullptr,
-                      static_cast<float*>(cuda.write(scratch, "scratch")), count, dim, p},
+                      static_cast<float*>(cuda.scratch(scratch, "scratch")), count, dim, p},
                      cuda.stream()),
                  op);
   }
