@@ -12,15 +12,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LIBRARY := atlas_ext/_C.abi3.so
 # Folders too: their times change when a file is added or removed.
 SOURCES := setup.py $(shell find csrc)
+# SANITIZE=address or thread: a build of the emulated CUDA backend of its own.
+EMULATED := build/emulated$(if $(SANITIZE),-$(SANITIZE))
 PYTHON_FILES := setup.py atlas_ext $(wildcard tests bench examples)
-CXX_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests/cpp tests/emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10), torch.__version__
 # A $(PYTHON) that is itself a virtual environment is not what its child's system site packages are.
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 SHARE_VENV = $(PYTHON) -c '$(SITE)' > "$$($(BIN)/python -c '$(SITE)')/shared-torch.pth"
 
-.PHONY: help setup demo test bench lint format wheel sdist cmake-test clean distclean
+.PHONY: help setup demo test bench emulate lint format wheel sdist cmake-test clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +31,7 @@ help:
 	@echo "make bench       set up and run the speed table    (BENCH_ARGS=...)"
 	@echo "make setup       set up only: $(VENV) with torch, the compiled operators, an editable install"
 	@echo "make lint        formatting, lint and types; make format repairs the formatting"
+	@echo "make emulate     the CUDA kernels for the CPU     (then: pytest --backend emulated)"
 	@echo "make wheel       dist/*.whl; make sdist: dist/*.tar.gz"
 	@echo "make cmake-test  the CPU kernels and their CTest programs, without Python"
 	@echo "make clean       remove what was built; make distclean: $(VENV) too"
@@ -43,6 +46,13 @@ test: $(LIBRARY)
 
 bench: $(LIBRARY)
 	$(BIN)/python -m bench.run $(BENCH_ARGS)
+
+emulate: $(LIBRARY) $(VENV)/.emulate
+	@mkdir -p $(EMULATED)
+	@PATH="$(abspath $(BIN)):$$PATH"; { cmake -S . -B $(EMULATED) -G Ninja -DATLAS_EXT_EMULATED=ON \
+	    -DATLAS_EXT_SANITIZE=$(SANITIZE) -DPython_EXECUTABLE="$(abspath $(BIN))/python" $(CMAKE_ARGS) \
+	  && cmake --build $(EMULATED) --target emulated --parallel $(MAX_JOBS); } >$(EMULATED).log 2>&1 \
+	  || { cat $(EMULATED).log; exit 1; }
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check $(PYTHON_FILES)
@@ -69,7 +79,7 @@ cmake-test:
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
-	rm -f atlas_ext/_C*.so
+	rm -f atlas_ext/_C*.so atlas_ext/_emulated*.so
 	find atlas_ext tests bench examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean
@@ -104,6 +114,11 @@ $(LIBRARY): $(SOURCES) | $(VENV)/.installed
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py -q build_ext --inplace >build/compile.log 2>&1 \
 	  || { cat build/compile.log; exit 1; }
 	@touch -r build/started $@
+
+$(VENV)/.emulate: $(LIBRARY)
+	@echo "==> installing cmake, ninja and pybind11"
+	@$(PIP) install --quiet 'atlas_ext[emulate]'
+	@touch $@
 
 $(VENV)/.lint: $(LIBRARY)
 	@echo "==> installing the lint tools"

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
+import importlib.util
+import os
 import re
+import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +28,27 @@ def load() -> None:
     runtime = re.search(r"cuda_runtime=(\d+)", torch.ops.atlas_ext.build_info())
     if runtime and (torch.version.cuda or "").split(".")[0] != runtime[1]:
         raise ImportError(wrong_cuda(runtime[1]))
+
+
+def load_emulated() -> Any:
+    """The emulated CUDA backend's module, which registers namespace `atlas_ext_emulated`.
+
+    ATLAS_EXT_EMULATED_LIBRARY names another build than the one beside this file.
+    """
+    name = "atlas_ext._emulated"
+    if name in sys.modules:
+        return sys.modules[name]
+    chosen = os.environ.get("ATLAS_EXT_EMULATED_LIBRARY")
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    path = Path(chosen) if chosen else Path(__file__).with_name(f"_emulated{suffix}")
+    if not path.exists():
+        raise ImportError(f"atlas_ext: no emulated CUDA backend at {path}; build it: make emulate")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    return module
 
 
 def explain(error: str) -> str:

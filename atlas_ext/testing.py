@@ -33,6 +33,7 @@ from atlas_ext._case import (
     uniform,
     wide_inputs,
 )
+from atlas_ext.ops._emulation import emulated, has_emulated_kernel
 from atlas_ext.ops.poly_features import poly_feature_dim
 
 __all__ = [
@@ -43,7 +44,9 @@ __all__ = [
     "cases",
     "conditioned",
     "cotangents",
+    "emulated",
     "gradients",
+    "has_emulated_kernel",
     "linear_weights",
     "map_tensors",
     "memory_weights",

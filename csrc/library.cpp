@@ -1,5 +1,6 @@
 #include <Python.h>
-#include <torch/csrc/stable/library.h>
+
+#include "schemas.h"
 
 // The module holds nothing: importing it loads the library, whose static initialisers register the
 // operators.
@@ -9,47 +10,4 @@ extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) {
   return PyModule_Create(&module);
 }
 
-STABLE_TORCH_LIBRARY(atlas_ext, library) {
-  library.def("build_info() -> str");
-  library.def("cuda_code_architecture(int device) -> int");
-
-  library.def("poly_features(Tensor x, Tensor? scales, int degree) -> Tensor");
-  library.def(
-      "poly_features_backward(Tensor grad, Tensor x, Tensor? scales, int degree, int grad_mask)"
-      " -> (Tensor grad_x, Tensor grad_scales)");
-
-  library.def(
-      "newton_schulz(Tensor x, Tensor? table, str schedule, int steps, str scale, float eps,"
-      " bool allow_tf32) -> Tensor");
-  library.def(
-      "newton_schulz_backward(Tensor grad, Tensor x, Tensor? table, str schedule, int steps,"
-      " str scale, float eps, bool allow_tf32) -> Tensor");
-
-  // omega_options: what forward, backward and update share. Empty lists stand for absent memories.
-#define OMEGA_OPTIONS                                                                        \
-  "str objective, str activation, bool residual, int degree, int ns_steps, str ns_schedule," \
-  " str ns_scale, int ns_every, int chunk_size"
-#define OMEGA_INPUTS                                                                              \
-  "Tensor q, Tensor k, Tensor v, Tensor gamma, Tensor eta, Tensor? log_alpha, Tensor? log_theta," \
-  " Tensor[] weights, Tensor[] momentum, Tensor[] chunk_weights, Tensor? k_tail, Tensor? v_tail," \
-  " Tensor? position, Tensor? feature_scales, Tensor? ns_table, Tensor? cu_seqlens"
-  library.def("omega_rule(" OMEGA_INPUTS ", " OMEGA_OPTIONS
-              ", bool output_final_state, bool save_checkpoints, bool allow_tf32)"
-              " -> (Tensor o, Tensor[] final_weights, Tensor[] final_momentum,"
-              " Tensor[] final_chunk_weights, Tensor final_k_tail, Tensor final_v_tail,"
-              " Tensor final_position, Tensor[] checkpoints)");
-  library.def(
-      "omega_rule_backward(Tensor? grad_o, Tensor[] grad_weights, Tensor[] grad_momentum,"
-      " Tensor[] grad_chunk_weights, Tensor? grad_k_tail, Tensor? grad_v_tail,"
-      " Tensor[] checkpoints, " OMEGA_INPUTS ", " OMEGA_OPTIONS
-      ", bool output_final_state, int grad_mask, bool allow_tf32)"
-      " -> (Tensor[] grads, Tensor[] grad_weights, Tensor[] grad_momentum, Tensor[] "
-      "grad_chunk_weights)");
-  library.def(
-      "omega_rule_update(Tensor q, Tensor k, Tensor v, Tensor gamma, Tensor eta, Tensor? log_alpha,"
-      " Tensor? log_theta, Tensor(a!)[] weights, Tensor(b!)[] momentum, Tensor(c!)[] chunk_weights,"
-      " Tensor(d!) k_tail, Tensor(e!) v_tail, Tensor(f!) position, Tensor? state_indices,"
-      " Tensor? feature_scales, Tensor? ns_table, " OMEGA_OPTIONS ", bool allow_tf32) -> Tensor");
-#undef OMEGA_INPUTS
-#undef OMEGA_OPTIONS
-}
+STABLE_TORCH_LIBRARY(atlas_ext, library) { atlas::define_schemas(library); }

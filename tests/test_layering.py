@@ -35,6 +35,10 @@ MAY_SEE_TORCH_OPS = {"ops", "_load", "__main__"}
 
 CXX_RULES = {
     "kernels/cpu": {"allow": r"kernels/cpu/|torch/headeronly/", "deny": r"omp\.h|ATen|c10|cuda"},
+    "kernels/cuda/emulation": {  # the only part that talks to the system
+        "allow": r"kernels/cuda/|cxxabi\.h|dlfcn\.h|pthread\.h|sys/|ucontext\.h|unistd\.h",
+        "deny": r"torch|ATen|c10|kernels/cpu|cuda_runtime",
+    },
     "kernels/cuda": {
         "allow": r"kernels/cuda/|torch/headeronly/|cuda|mma\.h|cooperative_groups",
         "deny": r"cublas|cusparse|torch/csrc|ATen|c10|kernels/cpu",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from atlas_ext.ops._common import (
     allow_tf32,
+    operators,
     register_autocast,
+    register_autograd,
+    register_backward_fake,
     register_fake,
     register_first_order,
     register_flops,
@@ -49,7 +51,7 @@ def newton_schulz(
     """
     table = schedule.detach() if isinstance(schedule, Tensor) else None
     name = "table" if isinstance(schedule, Tensor) else schedule
-    return torch.ops.atlas_ext.newton_schulz(  # type: ignore[no-any-return]
+    return operators().newton_schulz(  # type: ignore[no-any-return]
         x, table, name, steps, scale, eps, allow_tf32()
     )
 
@@ -78,15 +80,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, table)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(operators: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, table = ctx.saved_tensors
-    grad_x = torch.ops.atlas_ext.newton_schulz_backward(grad, x, table, *ctx.options)
+    grad_x = operators.newton_schulz_backward(grad, x, table, *ctx.options)
     return grad_x, None, None, None, None, None, None
 
 
 register_fake("newton_schulz")(_fake)
-torch.library.register_fake("atlas_ext::newton_schulz_backward", _backward_fake)
-torch.library.register_autograd("atlas_ext::newton_schulz", _backward, setup_context=_setup_context)
+register_backward_fake("newton_schulz_backward", _backward_fake)
+register_autograd("newton_schulz", _backward, _setup_context)
 register_first_order("newton_schulz_backward")
 register_autocast("newton_schulz", ("x",))
 # Casts nothing: it keeps autocast from the matrix products inside.

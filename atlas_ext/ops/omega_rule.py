@@ -11,7 +11,10 @@ from torch import Tensor
 from atlas_ext.ops._common import (
     allow_tf32,
     grad_mask,
+    operators,
     register_autocast,
+    register_autograd,
+    register_backward_fake,
     register_fake,
     register_first_order,
     register_flops,
@@ -100,7 +103,7 @@ def omega_rule(
     table, schedule = schedule_arguments(ns_schedule)
     state = _state_arguments(q, weights, initial_state, cu_seqlens)
     inputs = (q, k, v, gamma, eta, log_alpha, log_theta, *state, feature_scales, table, cu_seqlens)
-    o, w, s, ref, k_tail, v_tail, position, _ = torch.ops.atlas_ext.omega_rule(
+    o, w, s, ref, k_tail, v_tail, position, _ = operators().omega_rule(
         *inputs,
         *(objective, activation, residual, degree_argument("omega_rule", degree)),
         *(ns_steps, schedule, ns_scale, ns_every, chunk_size, output_final_state),
@@ -220,7 +223,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+def _backward(operators: Any, ctx: Any, *grads: Any) -> tuple[Any, ...]:
     saved = list(ctx.saved_tensors)
     inputs: list[Any] = []
     for count in ctx.counts:
@@ -228,7 +231,7 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     grad_o, grad_w, grad_s, grad_ref, grad_k_tail, grad_v_tail, _, _ = grads
     needed = ctx.needs_input_grad
     mask = grad_mask([_any(needed[i]) for i in _DIFFERENTIABLE])
-    tensors, *lists = torch.ops.atlas_ext.omega_rule_backward(
+    tensors, *lists = operators.omega_rule_backward(
         grad_o,
         *(_matrices(x, inputs[7], _sums(inputs[0])) for x in (grad_w, grad_s, grad_ref)),
         *(grad_k_tail, grad_v_tail, saved, *inputs, *ctx.options, mask, ctx.tf32),
@@ -257,8 +260,8 @@ def _matrices(grads: Any, weights: list[Tensor], dtype: torch.dtype) -> list[Ten
 
 
 register_fake("omega_rule")(_fake)
-torch.library.register_fake("atlas_ext::omega_rule_backward", _backward_fake)
-torch.library.register_autograd("atlas_ext::omega_rule", _backward, setup_context=_setup_context)
+register_backward_fake("omega_rule_backward", _backward_fake)
+register_autograd("omega_rule", _backward, _setup_context)
 register_first_order("omega_rule_backward")
 register_autocast("omega_rule", ("q", "k", "v"))
 register_autocast("omega_rule_backward", ())

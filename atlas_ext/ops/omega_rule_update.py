@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atlas_ext.ops._common import allow_tf32, register_autocast, register_fake, register_flops
+from atlas_ext.ops._common import (
+    allow_tf32,
+    operators,
+    register_autocast,
+    register_fake,
+    register_flops,
+)
 from atlas_ext.ops._omega_common import (
     check_state_type,
     degree_argument,
@@ -71,7 +77,7 @@ def omega_rule_update(
             f"{op}: grad mode: wanted torch.no_grad() or inputs that need no gradient, got an "
             "input that requires grad; this op is not differentiable, use omega_rule with T = 1"
         )
-    o = torch.ops.atlas_ext.omega_rule_update(
+    o = operators().omega_rule_update(
         *tokens,
         *(list(state.weights), momentum, list(state.chunk_weights)),
         *(state.k_tail, state.v_tail, state.position, state_indices, feature_scales, table),

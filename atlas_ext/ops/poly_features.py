@@ -5,12 +5,14 @@ from __future__ import annotations
 from math import comb
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from atlas_ext.ops._common import (
     grad_mask,
+    operators,
     register_autocast,
+    register_autograd,
+    register_backward_fake,
     register_fake,
     register_first_order,
     register_flops,
@@ -47,7 +49,7 @@ def poly_features(
 
     Source: arXiv 2505.23735, section 3.1; docs/math/poly_features.md.
     """
-    return torch.ops.atlas_ext.poly_features(x, scales, degree)  # type: ignore[no-any-return]
+    return operators().poly_features(x, scales, degree)  # type: ignore[no-any-return]
 
 
 def _fake(x: Tensor, scales: Tensor | None, degree: int) -> Tensor:
@@ -67,18 +69,18 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, scales)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+def _backward(operators: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     x, scales = ctx.saved_tensors
     needed = ctx.needs_input_grad[:2]
-    grad_x, grad_scales = torch.ops.atlas_ext.poly_features_backward(
+    grad_x, grad_scales = operators.poly_features_backward(
         grad, x, scales, ctx.degree, grad_mask(needed)
     )
     return grad_x if needed[0] else None, grad_scales if needed[1] else None, None
 
 
 register_fake("poly_features")(_fake)
-torch.library.register_fake("atlas_ext::poly_features_backward", _backward_fake)
-torch.library.register_autograd("atlas_ext::poly_features", _backward, setup_context=_setup_context)
+register_backward_fake("poly_features_backward", _backward_fake)
+register_autograd("poly_features", _backward, _setup_context)
 register_first_order("poly_features_backward")
 register_autocast("poly_features", ("x",))
 

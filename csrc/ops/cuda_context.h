@@ -1,12 +1,25 @@
 #pragma once
+// The operators' only view of CUDA: the current device, its stream, the memory that launches use,
+// launch errors, and where operators are registered. With ATLAS_EXT_EMULATED the device is the CPU.
+//
+//   CudaContext cuda(x);
+//   check_launch(kernels::cuda::f({cuda.read(x, "x"), cuda.write(out, "out"), n}, cuda.stream()),
+//                "f");
+//   ATLAS_CUDA_LIBRARY_IMPL(library) { library.impl("f", TORCH_BOX(&f_cuda)); }
 
-// The operators' only view of CUDA: the current device, its stream, and launch errors.
+#ifdef ATLAS_EXT_EMULATED
+
+#include "ops/cuda_context_emulated.h"
+
+#else
 
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
+
+#define ATLAS_CUDA_LIBRARY_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CUDA, library)
 
 namespace atlas {
 
@@ -21,10 +34,35 @@ class CudaContext {
 
   cudaStream_t stream() const { return stream_; }
 
+  // Pointers for kernels. `write`: no kernel reads it before one has written it. `scratch`:
+  // neither, and its contents have types of their own. The emulated twin records them for its
+  // traces, under their names.
+  const void* read(const torch::stable::Tensor& tensor, const char*) const {
+    return tensor.const_data_ptr();
+  }
+  void* write(const torch::stable::Tensor& tensor, const char*) const {
+    return tensor.mutable_data_ptr();
+  }
+  void* update(const torch::stable::Tensor& tensor, const char*) const {
+    return tensor.mutable_data_ptr();
+  }
+  void* scratch(const torch::stable::Tensor& tensor, const char*) const {
+    return tensor.mutable_data_ptr();
+  }
+
  private:
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };
+
+// Whether the tensor is where the kernels run.
+inline bool is_on_device(const torch::stable::Tensor& tensor) { return tensor.is_cuda(); }
+
+}  // namespace atlas
+
+#endif
+
+namespace atlas {
 
 // `status` is what a launcher of kernels/cuda returned, checked once, by the op that called it.
 inline void check_launch(cudaError_t status, const char* op) {

@@ -38,11 +38,8 @@ std::tuple<Tensor, Tensor> poly_features_backward_cpu(
     int64_t grad_mask) {  // 1: grad_x, 2: grad_scales
   const char* op = "poly_features_backward";
   check_poly_features(op, x, scales, degree);
-  check_device(op, "grad", grad, x);
+  check_poly_features_grad(op, grad, x, degree);
   const int64_t dim = x.size(x.dim() - 1);
-  check_shape(op, "grad", grad, poly_features_shape(x, degree), "[..., D]");
-  ATLAS_CHECK(grad.scalar_type() == x.scalar_type(), op, "grad", dtype_name(x.scalar_type()),
-              describe(grad));
 
   const Tensor grad_x = torch::stable::empty_like(torch::stable::contiguous(x));
   const bool want_scales = scales.has_value() && (grad_mask & 2) != 0;

@@ -24,4 +24,12 @@ inline std::vector<int64_t> poly_features_shape(const Tensor& x, int64_t degree)
   return shape;
 }
 
+inline void check_poly_features_grad(const char* op, const Tensor& grad, const Tensor& x,
+                                     int64_t degree) {
+  check_device(op, "grad", grad, x);
+  check_shape(op, "grad", grad, poly_features_shape(x, degree), "[..., D]");
+  ATLAS_CHECK(grad.scalar_type() == x.scalar_type(), op, "grad", dtype_name(x.scalar_type()),
+              describe(grad));
+}
+
 }  // namespace atlas::ops
