@@ -1,7 +1,6 @@
-#include "kernels/cuda/newton_schulz.h"
-
 #include <torch/csrc/stable/library.h>
 
+#include "kernels/cuda/newton_schulz.h"
 #include "ops/cuda_arguments.h"
 #include "ops/newton_schulz.h"
 #include "ops/newton_schulz_products.h"
@@ -36,8 +35,7 @@ std::vector<Tensor> coefficients(const NewtonSchulzCall& call) {
   if (call.table.has_value()) {
     for (int64_t step = 0; step < call.steps; ++step)
       for (int64_t i = 0; i < 3; ++i)
-        result.push_back(
-            torch::stable::select(torch::stable::select(*call.table, 0, step), 0, i));
+        result.push_back(torch::stable::select(torch::stable::select(*call.table, 0, step), 0, i));
     return result;
   }
   for (const double value : schedule_rows(std::nullopt, call.schedule, call.steps))

@@ -88,8 +88,8 @@ void update_matrix(T* y, const UpdateTask<T>& task, const OmegaUpdate& args, con
       T* s_row = s == nullptr ? nullptr : s + j * momentum.stride[2];
       prefetch_row(w_row + weights.stride[1], in);
       if (s != nullptr) prefetch_row(s_row + momentum.stride[1], in);
-      prefetch_row(reference + j * args.chunk_weights[l].stride[2] + args.chunk_weights[l].stride[1],
-                   in);
+      prefetch_row(
+          reference + j * args.chunk_weights[l].stride[2] + args.chunk_weights[l].stride[1], in);
       y[j] = update_row(w_row, s_row, move + (j - first) * ip, u, step, in);
     }
   }

@@ -1,8 +1,7 @@
-#include "kernels/cuda/newton_schulz.cuh"
-
 #include <type_traits>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/newton_schulz.cuh"
 #include "kernels/cuda/newton_schulz_backward.cuh"
 
 namespace atlas::kernels::cuda {
