@@ -26,7 +26,7 @@ SHARE_VENV = $(PYTHON) -c '$(SITE)' > "$$($(BIN)/python -c '$(SITE)')/shared-tor
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo        set up, train a small Atlas and its ablation on the CPU, write demo/"
+	@echo "make demo        set up, train a small Atlas and its ablations on the CPU, write demo/"
 	@echo "make test        set up and run the tests          (PYTEST_ARGS=...)"
 	@echo "make bench       set up and run the speed table    (BENCH_ARGS=...)"
 	@echo "make setup       set up only: $(VENV) with torch, the compiled operators, an editable install"

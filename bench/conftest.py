@@ -11,7 +11,7 @@ import torch
 
 import atlas_ext
 from bench import roofline
-from bench.shapes import find
+from bench.cases import find
 
 LEAST_ROUNDS = 15  # a verdict needs as many
 

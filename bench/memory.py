@@ -14,14 +14,13 @@ from pathlib import Path
 
 import torch
 
-from bench.shapes import CASES, BenchCase
-from bench.timing import prepare
+from bench.cases import CASES
+from bench.cases.base import SHORT, Case
 
 OURS = "ours"
-SHORT = 64  # matrices, rows or tokens: one chunk
 
 
-def peak_mib(case: BenchCase, operator: str, direction: str, threads: int) -> float | None:
+def peak_mib(case: Case, operator: str, direction: str, threads: int) -> float | None:
     """Runs this file for `case` and the rival named `operator`, or OURS; None if that fails."""
     names = [case.name, operator, direction, str(threads)]
     command = [sys.executable, "-m", "bench.memory", *names]
@@ -39,10 +38,9 @@ def resident_kib(field: str) -> int:
 def main(case_name: str, operator_name: str, direction: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
     case = next(case for case in CASES if case.name == case_name)
-    rivals = {rival.name: rival.operator for rival in case.rivals}
-    operator = rivals.get(operator_name) or case.ours
-    prepare(operator, case.inputs(SHORT), direction, case.grad(SHORT))()
-    call = prepare(operator, case.inputs(), direction, case.grad())
+    rival = next((rival for rival in case.rivals if rival.name == operator_name), None)
+    case.call(rival, direction, SHORT)()
+    call = case.call(rival, direction)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = resident_kib("VmRSS")
     call()

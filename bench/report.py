@@ -64,33 +64,49 @@ def verdict(rival: dict[str, Any]) -> str:
 
 
 def rows_of(run: dict[str, Any], ceilings: dict[str, float | None]) -> list[tuple[str, ...]]:
-    """One row for each rival; what concerns our operator alone stands in the first."""
-    rate = run["flops"] / run["seconds"] / 1e9
-    share, fma = rate / (ceilings["sgemm_gflops"] or float("nan")), ceilings["fma_gflops"]
-    speed = (f"{rate:.1f}", f"{share:.0%} sgemm", "–" if fma is None else f"{rate / fma:.0%}")
-    if run["memory_bound"]:
-        copy = next(rival for rival in run["rivals"] if rival["name"] == "memcpy")
-        speed = (f"{rate:.1f}", f"{copy['ratio']:.0%} memcpy", "–")
+    """One row for each rival."""
     rows: list[tuple[str, ...]] = []
     for rival in run["rivals"]:
-        low, high = rival["ratio_quartiles"]
         bound = "≤" if rival["at_most"] else "≥"
-        peaks = [run["peak_mib"].get(name) for name in ("ours", rival["name"])]
+        peaks = rival.get("peaks_mib") or [
+            run["peak_mib"].get(name) for name in ("ours", rival["name"])
+        ]
+        seconds = rival["seconds"]
         rows.append(
             (
                 run["case"],
                 run["direction"],
                 f"{1e3 * run['seconds']:.2f}",
                 rival["name"],
-                f"{1e3 * rival['seconds']:.2f}",
-                f"{rival['ratio']:.2f} [{low:.2f}, {high:.2f}]",
+                "–" if seconds is None else f"{1e3 * seconds:.2f}",
+                ratio_of(rival),
                 "–" if rival["target"] is None else f"{bound} {rival['target']}",
                 verdict(rival),
-                *speed,
+                *speed_of(run, ceilings),
                 " / ".join("–" if peak is None else f"{peak:.0f}" for peak in peaks),
             )
         )
     return rows
+
+
+def ratio_of(rival: dict[str, Any]) -> str:
+    if rival["ratio"] is None:
+        return "–"
+    low, high = rival["ratio_quartiles"]
+    return f"{rival['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def speed_of(run: dict[str, Any], ceilings: dict[str, float | None]) -> tuple[str, str, str]:
+    """Our rate, and its shares of sgemm (of memcpy, where memory decides) and of the FMA peak."""
+    rate = run["flops"] / run["seconds"] / 1e9
+    share, fma = rate / (ceilings["sgemm_gflops"] or float("nan")), ceilings["fma_gflops"]
+    shown = f"{rate:.1f}"
+    if run.get("tokens_per_second"):
+        shown += f" ({run['tokens_per_second']:.0f} tokens/s)"
+    if run["memory_bound"]:
+        copy = next(rival for rival in run["rivals"] if rival["name"] == "memcpy")
+        return shown, f"{copy['ratio']:.0%} memcpy", "–"
+    return shown, f"{share:.0%} sgemm", "–" if fma is None else f"{rate / fma:.0%}"
 
 
 def table(report: Report) -> str:
@@ -119,6 +135,8 @@ def comparison(now: Report, then: Report) -> str:
         if old is None:
             continue
         was, rival = old["rivals"][0], run["rivals"][0]
+        if None in (was["ratio"], rival["ratio"]) or rival["seconds"] is None:
+            continue
         gain = rival["ratio"] / was["ratio"]
         rows.append(
             (
@@ -142,7 +160,8 @@ def plot(report: Report, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    bars = [(run, rival) for run in runs_of(report) for rival in run["rivals"]]
+    lines = [(run, rival) for run in runs_of(report) for rival in run["rivals"]]
+    bars = [(run, rival) for run, rival in lines if rival["ratio"] is not None]
     figure, axes = pyplot.subplots(figsize=(11, 1.5 + 0.42 * len(bars)), layout="constrained")
     for height, (run, rival) in enumerate(bars):
         low, high = rival["ratio_quartiles"]
@@ -154,6 +173,8 @@ def plot(report: Report, path: Path) -> None:
     labels = [f"{run['case']}\n{run['direction']}, against {rival['name']}" for run, rival in bars]
     axes.set_yticks(range(len(bars)), labels, fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("time of the rival / ours (T16384 against T2048: ours / its); line: target")
+    axes.set_xlabel(
+        "time of the rival / ours (against our own or an allowance: ours / its); line: target"
+    )
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

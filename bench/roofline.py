@@ -26,6 +26,19 @@ import torch
 from bench import cuda_work
 from bench.cuda_work import useful_newton_schulz as newton_schulz_flops
 
+Shapes = tuple[tuple[int, int], ...]  # (out, in) of each matrix of a memory
+
+
+def state_size(shapes: Shapes) -> int:
+    """Weights of one memory."""
+    return sum(out * width for out, width in shapes)
+
+
+def error_size(shapes: Shapes) -> int:
+    """Multiply-adds of one error signal: through all matrices, and back through the last one."""
+    back = shapes[-1][0] * shapes[-1][1] if len(shapes) > 1 else 0
+    return state_size(shapes) + back
+
 
 def poly_features_flops(rows: int, dim: int) -> float:
     """Degree 2: product and weight of each quadratic monomial."""
@@ -33,28 +46,50 @@ def poly_features_flops(rows: int, dim: int) -> float:
 
 
 def omega_rule_flops(
-    tokens: int, heads: int, key: int, value: int, features: int, chunk: int, window: int
+    tokens: int, heads: int, key: int, shapes: Shapes, chunk: int, window: int
 ) -> float:
-    """Dual form, linear memory, momentum; T a multiple of C. Triangles are counted as triangles."""
+    """Dual form, momentum; T a multiple of C. Triangles are counted as triangles."""
     chunks = tokens // chunk
     span = chunk + window - 1
     first = chunk  # the first chunk has no overhang, the last one's state update is not needed
-    errors = 2.0 * value * features * ((chunks - 1) * span + first)
-    states = 4.0 * value * features * ((chunks - 2) * span + first) if chunks > 1 else 0.0
-    reads = 4.0 * value * features * chunk * chunks
+    size = state_size(shapes)
+    errors = 2.0 * error_size(shapes) * ((chunks - 1) * span + first)
+    states = 4.0 * size * ((chunks - 2) * span + first) if chunks > 1 else 0.0
+    reads = 4.0 * size * chunk * chunks
     pairs = chunks * chunk * ((chunk + 1) / 2 + window - 1) - chunk * (window - 1)
-    inside = 2.0 * pairs * (key + value)
-    return heads * (errors + states + reads + inside)
+    # scores of the keys and, if deep, of the hidden vectors; then each matrix' errors are summed
+    widths = key + (shapes[-1][1] if len(shapes) > 1 else 0) + sum(out for out, _ in shapes)
+    return heads * (errors + states + reads + 2.0 * pairs * widths)
 
 
 def omega_rule_muon_flops(
-    tokens: int, heads: int, key: int, value: int, chunk: int, window: int, steps: int
+    tokens: int, heads: int, shapes: Shapes, chunk: int, window: int, steps: int
 ) -> float:
     """Newton-Schulz per token, the window's rank-one updates of S, the scan of M and the read."""
     chunks = tokens // chunk
-    errors = 2.0 * value * key * (tokens + (chunks - 1) * (window - 1))
-    token = (2.0 * window + 2.0 + 3.0 + 2.0) * value * key
-    return heads * (errors + tokens * token + newton_schulz_flops(tokens, value, key, steps))
+    errors = 2.0 * error_size(shapes) * (tokens + (chunks - 1) * (window - 1))
+    token = (2.0 * window + 2.0 + 3.0 + 2.0) * state_size(shapes)
+    schulz = sum(newton_schulz_flops(tokens, *shape, steps) for shape in shapes)
+    return heads * (errors + tokens * token + schulz)
+
+
+def omega_rule_update_flops(
+    sequences: int, heads: int, shapes: Shapes, window: int, steps: int = 0, every: int = 1
+) -> float:
+    """One token: the window's error signals and rank-one updates of S, M, and the read."""
+    errors = 2.0 * window * error_size(shapes)
+    token = (2.0 * window + 2.0 + 3.0 + 2.0) * state_size(shapes)
+    schulz = sum(newton_schulz_flops(1, *shape, steps) for shape in shapes) / every
+    return sequences * heads * (errors + token + schulz)
+
+
+def omega_rule_update_bytes(sequences: int, heads: int, shapes: Shapes) -> int:
+    """Float32: weights and momentum are read and written, the chunk's weights are read.
+
+    Left out: token and window (2 % of a linear memory, less of others), and the chunk's weights
+    that are written once in C tokens.
+    """
+    return 4 * 5 * sequences * heads * state_size(shapes)
 
 
 FMA_LOOP = r"""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 Inputs = dict[str, Any]  # keyword arguments: tensors, and tuples of tensors
 Operator = Callable[[Inputs], Tensor]
+Call = Callable[[], object]  # what is timed
 DIRECTIONS = ("forward", "forward+backward")
 
 
@@ -44,7 +45,7 @@ def evaluate(operator: Operator, inputs: Inputs, direction: str, grad: Tensor) -
     return [out, *torch.autograd.grad(out, tensors_of(inputs), grad)]
 
 
-def prepare(operator: Operator, inputs: Inputs, direction: str, grad: Tensor) -> Callable[[], None]:
+def prepare(operator: Operator, inputs: Inputs, direction: str, grad: Tensor) -> Call:
     """One measured call. Freeing the results belongs to it, for everybody alike."""
     leaves = map_inputs(lambda t: t.detach().requires_grad_(direction != "forward"), inputs)
 
@@ -54,7 +55,7 @@ def prepare(operator: Operator, inputs: Inputs, direction: str, grad: Tensor) ->
     return call
 
 
-def stopwatch(call: Callable[[], None], repeat: int = 1) -> float:
+def stopwatch(call: Call, repeat: int = 1) -> float:
     """Seconds per call."""
     start = time.perf_counter()
     for _ in range(repeat):
@@ -65,7 +66,7 @@ def stopwatch(call: Callable[[], None], repeat: int = 1) -> float:
 class Turns:
     """Gives every rival its turn before each of our rounds, and pairs the times afterwards."""
 
-    def __init__(self, calls: dict[str, tuple[Callable[[], None], int]]) -> None:  # (call, repeat)
+    def __init__(self, calls: dict[str, tuple[Call, int]]) -> None:  # (call, repeat)
         self._calls = calls
         self._seconds: dict[str, list[float]] = {name: [] for name in calls}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +29,21 @@ class Result:
         return float(self.bits.mean())
 
 
-def compare(atlas: Result, ablation: Result) -> str:
-    """A plain sentence: which model is better on the held-out text, and how sure that is."""
-    difference = ablation.bits - atlas.bits
-    mean = float(difference.mean())
-    error = float(difference.std() / len(difference) ** 0.5)
+def compare(atlas: Result, ablation: Result, difference: str) -> str:
+    """A plain sentence: which model is better on the held-out text, and how sure that is.
+
+    Args:
+        difference: what the ablation has instead of what Atlas has.
+    """
+    gains = ablation.bits - atlas.bits
+    mean = float(gains.mean())
+    error = float(gains.std() / len(gains) ** 0.5)
     verb = "beat" if mean > 0 else "did not beat"
     sentence = (
-        f"Atlas {verb} its ablation: {atlas.mean_bits:.4f} against {ablation.mean_bits:.4f} "
-        f"held-out bits per byte, a difference of {mean:+.4f} (standard error over windows "
-        f"{error:.4f}; one seed)."
+        f"Atlas {verb} its ablation {ablation.run.name} ({difference}): {atlas.mean_bits:.4f} "
+        f"against {ablation.mean_bits:.4f} held-out bits per byte after {atlas.run.step} steps, a "
+        f"difference of {mean:+.4f} (standard error over windows {error:.4f}; one seed). It has "
+        f"{ablation.run.parameters / atlas.run.parameters:.0%} of Atlas's parameters."
     )
     if abs(mean) < 2 * error:
         sentence += " The difference is within two standard errors: call it a draw."
@@ -46,18 +52,19 @@ def compare(atlas: Result, ablation: Result) -> str:
 
 def judge_baseline(results: list[Result], bigram: float) -> tuple[bool, str]:
     """Whether every model beats the byte-bigram baseline, and a sentence that says so."""
-    failed = [result.run.name for result in results if result.mean_bits >= bigram]
+    # put this way round, a loss that is not a number has not beaten anything
+    failed = [result.run.name for result in results if not result.mean_bits < bigram]
     if failed:
         return False, f"FAILED: {' and '.join(failed)} did not beat the bigram ({bigram:.4f})."
-    models = "Both models beat" if len(results) == 2 else "The model beats"
+    models = f"All {len(results)} models beat" if len(results) > 1 else "The model beats"
     return True, f"{models} the byte bigram ({bigram:.4f} bits per byte)."
 
 
 def draw_curves(results: list[Result], bigram: float, path: Path) -> None:
     """Training loss (smoothed) and held-out loss of each model against the bytes seen."""
     figure, axes = pyplot.subplots(figsize=(8, 5), dpi=150)
-    for result, colour in zip(results, ("tab:blue", "tab:orange"), strict=False):
-        run = result.run
+    for index, result in enumerate(results):
+        run, colour = result.run, f"C{index}"
         tokens = run.options["batch"] * run.options["seq_len"] / 1e6
         loss = _smooth(run.history.loss)
         steps = range(1, len(loss) + 1)
@@ -86,6 +93,8 @@ def draw_curves(results: list[Result], bigram: float, path: Path) -> None:
 def _smooth(values: list[float], keep: float = 0.95) -> list[float]:
     smoothed: list[float] = []
     for count, value in enumerate(values):
+        if not math.isfinite(value):  # a skipped step
+            value = smoothed[-1] if smoothed else values[0]
         weight = max(1 - keep, 1 / (count + 1))
         smoothed.append(value if not smoothed else smoothed[-1] + weight * (value - smoothed[-1]))
     return smoothed
@@ -97,16 +106,17 @@ def write_report(
     """The report as Markdown."""
     options = results[0].run.options
     text = [
-        "# A small Atlas trained on this machine",
+        "# A small Atlas and its ablations trained on this machine",
         *sentences,
         "![loss curves](curves.png)",
         "## Held-out result",
-        _result_table(results, bigram),
+        _table(*_result_rows(results, bigram)),
         f"Text: {source}. Each model took {options['steps']} steps of {options['batch']} × "
         f"{options['seq_len']} bytes, the same batches in the same order, AdamW at peak learning "
         f"rate {options['lr']}, seed {options['seed']}. Scored are {len(results[0].bits)} windows "
         f"of {options['seq_len']} bytes never trained on, all of a window but its first byte.",
         "## The models",
+        *(_skipped(result.run) for result in results if result.run.history.skipped),
         _config_table(results),
         "## Share of a training step's time",
         *(_share_table(result) for result in results),
@@ -119,12 +129,20 @@ def write_report(
     path.write_text("\n\n".join(text) + "\n", encoding="utf-8")
 
 
+def _skipped(run: Run) -> str:
+    return (
+        f"{run.name} skipped {run.history.skipped} of its {run.step} steps, whose loss or gradient "
+        "was not finite."
+    )
+
+
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _result_table(results: list[Result], bigram: float) -> str:
+def _result_rows(results: list[Result], bigram: float) -> tuple[list[str], list[list[str]]]:
+    """Header and rows."""
     rows = [
         [
             result.run.name,
@@ -135,8 +153,21 @@ def _result_table(results: list[Result], bigram: float) -> str:
         ]
         for result in results
     ]
-    header = ["model", "held-out bits per byte", "parameters", "bytes/s in training", "seconds"]
-    return _table(header, [*rows, ["byte bigram", f"{bigram:.4f}", "–", "–", "–"]])
+    header = ["model", "held-out bits per byte", "parameters", "tokens/s in training", "seconds"]
+    return header, [*rows, ["byte bigram", f"{bigram:.4f}", "–", "–", "–"]]
+
+
+def result_lines(results: list[Result], bigram: float) -> list[str]:
+    """The table of results for a terminal."""
+    header, rows = _result_rows(results, bigram)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in [header, *rows]
+    ]
 
 
 def _config_table(results: list[Result]) -> str:

@@ -53,6 +53,7 @@ class History:
     loss: list[float] = field(default_factory=list)  # training bits per byte of each step
     held_out: list[tuple[int, float]] = field(default_factory=list)  # (steps done, bits per byte)
     seconds: float = 0.0  # spent training, evaluation not counted
+    skipped: int = 0  # steps that changed nothing, their loss or gradient not being finite
 
 
 class Run:
@@ -111,8 +112,12 @@ class Run:
         self.optimizer.zero_grad()
         loss = self.model(ids, labels=ids).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        # a memory can overflow while it learns; its NaN must not reach the parameters
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        else:
+            self.history.skipped += 1
         self.scheduler.step()
         return loss.item() / math.log(2)
 

@@ -1,12 +1,13 @@
-"""Trains a small byte-level Atlas and its gated-delta-rule ablation, and compares them.
+"""Trains a small byte-level Atlas and ablations of it, and compares them.
 
-    python examples/train_lm.py --out demo                  # both models, a few minutes on 2 cores
+    python examples/train_lm.py --out demo                  # a few minutes on 2 cores
     python examples/train_lm.py --out mine --data a.txt b.txt --hidden 256 --layers 6
+    python examples/train_lm.py --out mine --ablations no-muon window-1 no-polynomial
     python examples/train_lm.py --out demo --resume         # go on after Ctrl-C
     python examples/train_lm.py --out demo --sample --prompt "def "
 
-The ablation has the same width, depth and heads and sees the same batches, but its memory is the
-gated delta rule: no window, no momentum, no Newton-Schulz (Muon), no polynomial features.
+All models have the same width, depth and heads and see the same batches for the same number of
+steps; an ablation lacks one thing that Atlas's memory has, or all of them (gated-delta).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from _data import (
@@ -25,13 +25,13 @@ from _data import (
     load_text,
     training_batch,
 )
+from _models import ABLATIONS, DEFAULT_ABLATIONS, FIRST, make_configs
 from _profile import operator_shares
-from _report import Result, compare, draw_curves, judge_baseline, write_report
+from _report import Result, compare, draw_curves, judge_baseline, result_lines, write_report
 from _training import HELD_OUT_WINDOWS, Run, load_model, read_checkpoint
 
 from atlas_ext.models import Atlas, AtlasConfig
 
-FIRST = "atlas"  # name of the first model's checkpoint
 # what a checkpoint fixes; --resume takes these from it
 RUN_OPTIONS = ("steps", "batch", "seq_len", "lr", "weight_decay", "seed", "data")
 INTERRUPTED = 130
@@ -39,30 +39,33 @@ INTERRUPTED = 130
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Train a small byte-level Atlas and its gated-delta-rule ablation.",
+        description="Train a small byte-level Atlas and ablations of it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("demo"), help="folder for checkpoints and report")
     add("--data", nargs="+", metavar="FILE", help="text to train on; default: standard library")
     add("--variant", default="atlas", help="of the first model, as in AtlasConfig")
-    add("--memory", default="linear", help="of the first model: linear, mlp or gated_mlp")
-    add("--hidden", type=int, default=128, help="width of the models")
-    add("--layers", type=int, default=4)
-    add("--heads", type=int, default=8)
+    add("--memory", help="of the first model: linear, mlp or gated_mlp; default: the variant's")
+    add("--hidden", type=int, default=64, help="width of the models")
+    add("--layers", type=int, default=2)
+    add("--heads", type=int, default=4)
     add("--window", type=int, default=8, help="tokens in the inner loss (windowed variants)")
     add("--degree", type=int, default=2, help="of the polynomial features; 0: none")
-    add("--chunk-size", type=int, default=16, help="of both models")
-    add("--ns-every", type=int, default=4, help="tokens between writes of Muon variants")
+    add("--chunk-size", type=int, default=16, help="of all models")
+    add("--ns-every", type=int, default=32, help="tokens between writes of Muon variants")
     add("--step-size", type=float, default=None, help="initial eta of the first model")
-    add("--steps", type=int, default=600)
+    add("--steps", type=int, default=300)
     add("--batch", type=int, default=8)
     add("--seq-len", type=int, default=256)
     add("--lr", type=float, default=6e-3, help="peak learning rate")
     add("--weight-decay", type=float, default=0.1)
     add("--seed", type=int, default=0)
     add("--device", default="cpu", help="cpu or cuda")
-    add("--no-ablation", action="store_true", help="train the first model only")
+    add(
+        "--ablations", nargs="*", metavar="NAME", choices=ABLATIONS,
+        help=f"of {', '.join(ABLATIONS)}; no name: none; default: {' '.join(DEFAULT_ABLATIONS)}",
+    )  # fmt: skip
     add("--resume", action="store_true", help="go on with the runs in --out")
     add("--sample", action="store_true", help="only generate, with the model in --out")
     add("--prompt", default="def ", help="what generated text starts with")
@@ -71,35 +74,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_configs(args: argparse.Namespace) -> dict[str, AtlasConfig]:
-    """The two models; only the memory differs."""
-    size: dict[str, Any] = {
-        "vocab_size": 256,
-        "hidden_size": args.hidden,
-        "num_layers": args.layers,
-        "num_heads": args.heads,
-        "chunk_size": args.chunk_size,
-    }
-    plain = AtlasConfig(**size, variant=args.variant, memory=args.memory)
-    chosen: dict[str, Any] = {"memory": args.memory, "step_size": args.step_size}
-    if plain.degree is not None:
-        chosen["degree"] = args.degree or None
-    if plain.window > 1:
-        chosen["window"] = args.window
-    if plain.ns_steps > 0:
-        chosen["ns_every"] = args.ns_every
-    return {
-        FIRST: AtlasConfig(**size, variant=args.variant, **chosen),
-        "ablation": AtlasConfig(**size, variant="delta", retention=True),
-    }
-
-
 def make_runs(args: argparse.Namespace) -> list[Run]:
-    """Fresh runs of both models, or of the first alone."""
+    """Fresh runs of the first model and its ablations."""
     configs = make_configs(args)
     options = {name: getattr(args, name) for name in RUN_OPTIONS}
-    options["models"] = list(configs)[:1] if args.no_ablation else list(configs)
-    return [Run(name, configs[name], options, args.device, args.out) for name in options["models"]]
+    options["models"] = list(configs)
+    return [Run(name, config, options, args.device, args.out) for name, config in configs.items()]
 
 
 def resume_runs(args: argparse.Namespace) -> list[Run]:
@@ -139,14 +119,13 @@ def report(runs: list[Run], text: Text, args: argparse.Namespace) -> int:
     windows = held_out_windows(text, HELD_OUT_WINDOWS, runs[0].options["seq_len"])
     bigram = bigram_bits_per_byte(text, windows)
     beaten, sentence = judge_baseline(results, bigram)
-    sentences = [sentence, *([compare(*results)] if len(results) == 2 else [])]
+    first, *others = results
+    sentences = [sentence, *(compare(first, other, ABLATIONS[other.run.name]) for other in others)]
     sample = generate_text(runs[0].model, args)
     draw_curves(results, bigram, args.out / "curves.png")
     write_report(args.out / "report.md", results, bigram, sentences, text.source, sample)
-    print("\nHeld-out bits per byte")
-    for name, bits in [(r.run.name, r.mean_bits) for r in results] + [("byte bigram", bigram)]:
-        print(f"  {name:<12} {bits:.4f}")
-    print("", *sentences, sep="\n")
+    print(f"\nAfter {first.run.step} steps")
+    print(*result_lines(results, bigram), "", *sentences, sep="\n")
     print(f"\nShare of a training step's time ({runs[0].name})")
     for kind, share in results[0].shares.items():
         print(f"  {share:6.1%}  {kind}")

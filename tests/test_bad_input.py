@@ -34,9 +34,10 @@ def base(op: str) -> dict[str, Any]:
     return map_tensors(lambda _, t: t.float() if t.is_floating_point() else t, inputs)
 
 
-def with_state(inputs: dict[str, Any]) -> dict[str, Any]:
+def with_state(inputs: dict[str, Any], memory: str = "linear") -> dict[str, Any]:
     """The Omega rule going on from a state."""
-    state = omega_state(torch.Generator().manual_seed(1), (2, 5), momentum=True, **SIZES)
+    shape = {**SIZES, "F": 8, "memory": memory}
+    state = omega_state(torch.Generator().manual_seed(1), (2, 5), momentum=True, **shape)
     state = map_tensors(lambda _, t: t.float() if t.is_floating_point() else t, state)
     return {**{k: v for k, v in inputs.items() if k != "weights"}, "initial_state": state}
 
@@ -195,13 +196,82 @@ def state_rows(op: str, key: str, count: int) -> list[Row]:
     ]
 
 
+def deep_rows() -> list[Row]:
+    """Memories of two and three matrices: F = 8."""
+    op = "omega_rule"
+    first, last = torch.randn(2, 8, 4), torch.randn(2, 3, 8)
+    third = torch.randn(2, 8, 3)
+    rows: list[tuple[str, str, tuple[Tensor, ...]]] = [
+        ("weights.1", "3, 7]", (first, torch.randn(2, 3, 7))),
+        ("weights.1", "4, 8]", (first, torch.randn(2, 4, 8))),
+        ("weights.0", "8, 3]", (third, last)),
+        ("weights.1", "[2, 3, 3, 8]", (first, torch.randn(3, 3, 8))),
+        ("weights.1", "[3, 2, 3, 8]", (first, torch.randn(3, 2, 3, 8))),
+        ("weights.0", "[8, 4]", (first[0], last)),
+        ("weights.1", "[3, 8]", (first, last[0])),
+        ("weights.0", "0, 4]", (torch.empty(2, 0, 4), torch.empty(2, 3, 0))),
+        ("weights.0", "3, 8]", (last, first)),
+        ("weights.1", "float64", (first, last.double())),
+        ("weights.1", "int64", (first, last.long())),
+        ("weights.0", "complex64", (first.to(torch.complex64), last)),
+        ("weights", "meta", (first, last.to("meta"))),
+        ("weights.1", "7, 4]", (first, torch.randn(2, 7, 4), last)),
+        ("weights.1", "8, 3]", (first, third, last)),
+        ("weights.2", "3, 7]", (first, first, torch.randn(2, 3, 7))),
+        ("weights.2", "8, 4]", (first, first, first)),
+        ("weights.2", "bfloat16", (first, first, last.bfloat16())),
+        ("weights", "4 matrices", (first, first, first, last)),
+    ]
+    return [
+        *[(op, argument, got, put(weights=weights)) for argument, got, weights in rows],
+        (op, "weights.0", "8, 4]", put(weights=(first, last), degree=2)),
+        (op, "residual", "", put(weights=(first, last), residual=True)),
+    ]
+
+
+def deep_state_rows(op: str, key: str) -> list[Row]:
+    def change(memory: str, name: str, function: Callable[[Any], Any]) -> Change:
+        def apply(inputs: dict[str, Any]) -> dict[str, Any]:
+            state = (with_state(inputs, memory) if key == "initial_state" else slots(3, memory))[
+                key
+            ]
+            rest = {k: v for k, v in inputs.items() if k != "weights"}
+            return {**rest, key: state._replace(**{name: function(getattr(state, name))})}
+
+        return apply
+
+    def at(index: int, function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+        return lambda items: (*items[:index], function(items[index]), *items[index + 1 :])
+
+    rows: list[Row] = []
+    for name in ("weights", "momentum", "chunk_weights"):
+        rows += [
+            (op, f"{name}.1", "3, 7]", change("mlp", name, at(1, lambda t: t[..., :7]))),
+            (op, f"{name}.1", "2, 8]", change("mlp", name, at(1, lambda t: t[..., :2, :]))),
+            (op, f"{name}.0", "8, 3]", change("mlp", name, at(0, lambda t: t[..., :3]))),
+            (op, f"{name}.1", "7, 4]", change("gated_mlp", name, at(1, lambda t: t[..., :7, :]))),
+            (op, f"{name}.2", "[2, 3, 8]", change("gated_mlp", name, at(2, lambda t: t[0]))),
+            (op, f"{name}.2", "bfloat16", change("gated_mlp", name, at(2, Tensor.bfloat16))),
+            (op, f"{name}.1", "int64", change("mlp", name, at(1, Tensor.long))),
+            (op, name, "meta", change("gated_mlp", name, at(2, lambda t: t.to("meta")))),
+        ]
+    return [
+        *rows,
+        (op, "momentum", "1", change("mlp", "momentum", lambda items: items[:1])),
+        (op, "momentum", "3", change("mlp", "momentum", lambda items: (items[0], *items))),
+        (op, "chunk_weights", "2", change("gated_mlp", "chunk_weights", lambda items: items[1:])),
+        (op, "chunk_weights", "2", change("mlp", "weights", lambda items: items[1:])),
+    ]
+
+
 def omega_rows() -> list[Row]:
     op = "omega_rule"
-    deep = (torch.randn(2, 8, 4), torch.randn(2, 3, 8))
     return [
         *shared_rows(op),
         *tensor_rows(op, "weights", [2, 3, 4], index=0)[1:],
         *state_rows(op, "initial_state", 2),
+        *deep_rows(),
+        *deep_state_rows(op, "initial_state"),
         (op, "weights", "3, 3]", put(weights=(torch.randn(2, 3, 3),))),
         (op, "weights", "4, 4]", put(weights=(torch.randn(2, 4, 4),))),
         (op, "weights", "[3, 2, 3, 4]", put(weights=(torch.randn(3, 2, 3, 4),))),
@@ -212,7 +282,6 @@ def omega_rows() -> list[Row]:
         (op, "initial_state", "tuple", put(weights=None, initial_state=(torch.randn(2, 3, 4),))),
         (op, "weights", "0", put(weights=())),
         (op, "weights", "4", put(weights=4 * (torch.randn(2, 3, 4),))),
-        (op, "weights", "2 matrices", put(weights=deep)),
         (op, "weights", "neither", put(weights=None)),
         (op, "cu_seqlens", "1", lambda i: packed(i, 1, 5)),
         (op, "cu_seqlens", "4", lambda i: packed(i, 0, 4)),
@@ -239,6 +308,7 @@ def update_rows() -> list[Row]:
     return [
         *shared_rows(op),
         *state_rows(op, "state", 3),
+        *deep_state_rows(op, "state"),
         *[(op, "state_indices", got, put(state_indices=value)) for got, value in indices],
         (op, "momentum|log_theta", "", alter_state("state", "momentum", lambda _: None)),
         (op, "momentum|log_theta", "", put(log_theta=None)),
@@ -252,8 +322,9 @@ def update_rows() -> list[Row]:
     ]
 
 
-def slots(count: int) -> dict[str, Any]:
-    state = omega_state(torch.Generator(), range(count), momentum=True, **SIZES)
+def slots(count: int, memory: str = "linear") -> dict[str, Any]:
+    shape = {**SIZES, "F": 8, "memory": memory}
+    state = omega_state(torch.Generator(), range(count), momentum=True, **shape)
     return {"state": map_tensors(lambda _, t: t.float() if t.is_floating_point() else t, state)}
 
 
@@ -265,9 +336,14 @@ ROWS = [*small_op_rows(), *omega_rows(), *update_rows()]
 )
 def test_the_base_is_good(op: str) -> None:
     getattr(atlas_ext, op)(**base(op))
+    if op == "omega_rule_update":
+        for memory in ("mlp", "gated_mlp"):
+            atlas_ext.omega_rule_update(**{**base(op), **slots(3, memory)})
     if op == "omega_rule":
         atlas_ext.omega_rule(**with_state(base(op)))
         atlas_ext.omega_rule(**packed(base(op), 0, 2, 5))
+        for memory in ("mlp", "gated_mlp"):
+            atlas_ext.omega_rule(**with_state(base(op), memory))
 
 
 @pytest.mark.parametrize("inference", [False, True], ids=["", "inference_mode"])

@@ -18,7 +18,9 @@ from atlas_ext.testing import (
     cases,
     cotangents,
     gradients,
+    memory_weights,
     named_tensors,
+    omega_tensors,
     relative_error,
     require_grad,
 )
@@ -103,18 +105,22 @@ def test_compiles_fullgraph(case: Case) -> None:
         assert relative_error(actual[name], wanted[name]) <= 1e-6, name
 
 
-@pytest.mark.parametrize("op", ["poly_features", "newton_schulz", "omega_rule"])
-def test_one_compilation_serves_all_lengths(op: str) -> None:
+@pytest.mark.parametrize(
+    "op, name",
+    [("poly_features", ""), ("newton_schulz", "")]
+    + [("omega_rule", name) for name in ("ragged", "mlp", "gated")],
+)
+def test_one_compilation_serves_all_lengths(op: str, name: str) -> None:
     torch._dynamo.reset()
     function = getattr(atlas_ext, op)
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
     # Lengths apart from every other size and count: equal ones would share a symbol.
-    for length, stance in ((9, "default"), (13, "fail_on_recompile"), (21, "fail_on_recompile")):
+    for length, stance in ((10, "default"), (13, "fail_on_recompile"), (17, "fail_on_recompile")):
         with torch.compiler.set_stance(stance):
-            actual = _with_gradient(compiled, *_sized(op, length))
-        wanted = _with_gradient(function, *_sized(op, length))
-        for name in wanted:
-            assert relative_error(actual[name], wanted[name]) <= 1e-6, (length, name)
+            actual = _with_gradient(compiled, *_sized(op, name, length))
+        wanted = _with_gradient(function, *_sized(op, name, length))
+        for key in wanted:
+            assert relative_error(actual[key], wanted[key]) <= 1e-6, (length, key)
 
 
 def _with_gradient(
@@ -126,15 +132,15 @@ def _with_gradient(
     return outputs
 
 
-def _sized(op: str, length: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _sized(op: str, name: str, length: int) -> tuple[dict[str, Any], dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     if op != "omega_rule":
         return {"x": torch.randn(length, 4, 6, generator=generator)}, {}
-    case = next(case for case in cases(op) if case.name == "ragged")
+    case = next(case for case in cases(op) if case.name == name)
     inputs = case.inputs(torch.float32)
-    for name in ("q", "k", "v", "gamma", "eta", "log_alpha", "log_theta"):
-        repeats = [1, 2] + [1] * (inputs[name].dim() - 2)
-        inputs[name] = inputs[name].repeat(repeats)[:, :length].contiguous()
+    for key in ("q", "k", "v", "gamma", "eta", "log_alpha", "log_theta"):
+        repeats = [1, 2] + [1] * (inputs[key].dim() - 2)
+        inputs[key] = inputs[key].repeat(repeats)[:, :length].contiguous()
     return inputs, dict(case.options)
 
 
@@ -163,6 +169,20 @@ def test_flops_are_counted(case: Case) -> None:
     assert counts.get(f"atlas_ext.{case.op}", 0) > 0, counts
     if not case.in_place:
         assert counts.get(f"atlas_ext.{case.op}_backward", 0) > 0, counts
+
+
+@pytest.mark.parametrize("memory", ["mlp", "gated_mlp"])
+def test_flops_of_a_deep_memory(memory: str) -> None:
+    """One chunk, no overhang: errors, writes and reads at the matrices, causal products of rows."""
+    T, K, V, F = 4, 5, 3, 7
+    generator = torch.Generator().manual_seed(0)
+    inputs = omega_tensors(generator, (1, T), H=1, K=K, V=V, W=1)
+    weights = memory_weights(generator, 1, V=V, D=K, F=F, memory=memory)
+    with FlopCounterMode(display=False) as counter:
+        atlas_ext.omega_rule(**inputs, weights=weights, chunk_size=T)
+    size, lifted = sum(w[0].numel() for w in weights), len(weights) - 1
+    errors, causal = size + V * F, K + F * lifted + F + V
+    assert counter.get_total_flops() == 2 * (T * (errors + 2 * size) + T * T * causal)
 
 
 def test_flops_of_newton_schulz() -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from atlas_ext.layers import AtlasBlock, MemoryState, OmegaMemory, ShortConvolution
 
 HIDDEN, HEADS, LENGTH = 24, 3, 23
+MUON = {"ns_steps": 5, "ns_every": 3, "chunk_size": 5}
 # name: options of OmegaMemory; chunk 5 and window 7 make windows cross chunks and exceed them
 LAYERS = {
     "hebbian": {"objective": "dot", "window": 1, "momentum": False, "retention": False},
@@ -17,6 +18,10 @@ LAYERS = {
     "omega": {"window": 7, "momentum": False, "degree": 2, "chunk_size": 5},
     "atlas": {"window": 7, "degree": 2, "ns_steps": 5, "ns_every": 3, "chunk_size": 5},
     "no_conv": {"window": 3, "chunk_size": 4, "conv_size": 1, "head_dim": 5},
+    "mlp": {"memory": "mlp", "window": 1, "chunk_size": 5},
+    "dot_mlp": {"memory": "mlp", "objective": "dot", "window": 1, "momentum": False, "degree": 2},
+    "atlas_mlp": {"memory": "mlp", "window": 7, "degree": 2, **MUON},
+    "atlas_gated": {"memory": "gated_mlp", "residual": False, "window": 3, "degree": 2, **MUON},
 }
 
 
@@ -160,13 +165,32 @@ def test_gates_start_where_the_paper_has_them() -> None:
     assert make_layer("hebbian").compute_gates(torch.zeros(1, 1, HIDDEN))[2:] == (None, None)
 
 
+@pytest.mark.parametrize("name", ["mlp", "dot_mlp", "atlas_mlp", "atlas_gated"])
+def test_gates_of_deep_memories_keep_their_ranges(name: str) -> None:
+    layer = make_layer(name)
+    x = F.rms_norm(torch.randn(4, 50, HIDDEN), (HIDDEN,))  # what a block hands in
+    gamma, eta, log_alpha, log_theta = layer.compute_gates(x)
+    assert gamma.shape == (4, 50, HEADS, layer.window) and eta.shape == (4, 50, HEADS)
+    assert gamma.min() > 0 and gamma.max() < 1 and (gamma.sum(-1) - 1).abs().max() < 0.3
+    assert log_alpha.exp().min() > 0.985 and log_alpha.max() < 0
+    assert (eta / layer.step_size - 1).abs().max() < 0.6 and eta.min() > 0
+    assert (log_theta is None) == (name == "dot_mlp")
+    if log_theta is not None:
+        assert log_theta.exp().min() > 0.75 and log_theta.exp().max() < 0.97
+    with torch.no_grad():  # extremes: no gate leaves its range, and no log is infinite
+        layer.gates.bias.fill_(-100.0)
+        gamma, eta, *decays = layer.compute_gates(x)
+        assert gamma.min() >= 0 and eta.min() >= 0
+        assert all(torch.isfinite(decay).all() for decay in decays if decay is not None)
+
+
 def test_gates_are_float32_in_a_bfloat16_layer() -> None:
     layer = make_layer("atlas").bfloat16()
     gates = layer.compute_gates(torch.randn(1, 2, HIDDEN, dtype=torch.bfloat16))
     assert {gate.dtype for gate in gates} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["delta", "atlas"])
+@pytest.mark.parametrize("name", ["delta", "atlas", "mlp", "atlas_gated"])
 def test_memory_runs_under_autocast(name: str) -> None:
     layer = make_layer(name)
     x = torch.randn(1, LENGTH, HIDDEN)
@@ -195,11 +219,13 @@ def test_unknown_memory_is_refused() -> None:
         OmegaMemory(HIDDEN, HEADS, memory="lstm")
 
 
-def test_state_survives_a_dictionary() -> None:
-    layer = make_layer("atlas")
+@pytest.mark.parametrize("name", ["atlas", "omega", "atlas_mlp", "atlas_gated", "dot_mlp"])
+def test_state_survives_a_dictionary(name: str) -> None:
+    layer = make_layer(name)
     _, state = layer(torch.randn(2, LENGTH, HIDDEN), return_state=True)
     named = state.tensors()
     again = MemoryState.from_tensors(named).tensors()
+    assert sum(key.startswith("memory.weights.") for key in named) == len(layer.memory_weights)
     assert named.keys() == again.keys()
     assert all(torch.equal(named[key], again[key]) for key in named)
     with pytest.raises(ValueError, match=r"wanted 'memory\.k_tail'"):

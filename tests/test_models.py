@@ -12,7 +12,7 @@ from atlas_ext.models import Atlas, AtlasCache, AtlasConfig
 VOCAB, LENGTH = 61, 14
 SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
 WINDOW = {"window": 6, "chunk_size": 4}
-# what a linear memory can express
+# linear memories, then deep ones
 MODELS = {
     "linear_attention": {"variant": "linear_attention", "chunk_size": 4},
     "delta": {"variant": "delta"},
@@ -21,7 +21,14 @@ MODELS = {
     "omeganet": {"variant": "omeganet", "memory": "linear", **WINDOW},
     "titans": {"variant": "titans", "memory": "linear", "chunk_size": 4},
     "atlas": {"variant": "atlas", "memory": "linear", "ns_every": 4, **WINDOW},
+    "titans_deep": {"variant": "titans", "chunk_size": 4},
+    "dla_deep": {"variant": "dla", "chunk_size": 4},
+    "omeganet_deep": {"variant": "omeganet", **WINDOW},
+    "atlas_deep": {"variant": "atlas", "ns_every": 4, **WINDOW},
+    "atlas++": {"variant": "atlas++", "ns_every": 4, "activation": "silu", **WINDOW},
 }
+# one of each number of memory matrices
+MATRICES = pytest.mark.parametrize("name", ["atlas", "atlas_deep", "atlas++"])
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
 
 
@@ -64,8 +71,9 @@ def test_prefill_equals_decode_at_every_split(name: str) -> None:
             torch.testing.assert_close(torch.cat([out.logits, *rest], 1), whole, **CLOSE)
 
 
-def test_a_cache_takes_pieces_of_any_length() -> None:
-    model = make_model()
+@MATRICES
+def test_a_cache_takes_pieces_of_any_length(name: str) -> None:
+    model = make_model(name)
     ids = tokens()
     cache = AtlasCache()
     pieces = [model(piece, cache=cache).logits for piece in ids.split([1, 6, 1, 2, 4], dim=1)]
@@ -128,8 +136,9 @@ def test_loss_ignores_labels_of_minus_100() -> None:
     assert model(ids, labels=torch.full_like(ids, -100)).loss == 0
 
 
-def test_generate_is_reproducible_and_of_constant_size() -> None:
-    model = make_model()
+@MATRICES
+def test_generate_is_reproducible_and_of_constant_size(name: str) -> None:
+    model = make_model(name)
     ids = tokens(length=5)
 
     def draw(seed: int, **options: object) -> torch.Tensor:
@@ -151,8 +160,9 @@ def test_generate_is_reproducible_and_of_constant_size() -> None:
     assert cache.num_bytes == size
 
 
-def test_greedy_generation_equals_repeated_forward() -> None:
-    model = make_model()
+@MATRICES
+def test_greedy_generation_equals_repeated_forward(name: str) -> None:
+    model = make_model(name)
     ids = tokens(length=5)
     generated = model.generate(ids, max_new_tokens=6, temperature=0)
     for _ in range(6):
@@ -179,8 +189,9 @@ def test_generate_names_what_is_wrong(options: dict) -> None:
         make_model().generate(tokens(), **({"max_new_tokens": 1} | options))
 
 
-def test_a_cloned_cache_is_independent() -> None:
-    model = make_model()
+@MATRICES
+def test_a_cloned_cache_is_independent(name: str) -> None:
+    model = make_model(name)
     with torch.no_grad():
         cache = model(tokens(), use_cache=True).cache
         twin = cache.clone()
@@ -190,8 +201,9 @@ def test_a_cloned_cache_is_independent() -> None:
     assert twin.to("cpu") is twin
 
 
-def test_a_cache_survives_a_file(tmp_path) -> None:
-    model = make_model()
+@MATRICES
+def test_a_cache_survives_a_file(tmp_path, name: str) -> None:
+    model = make_model(name)
     with torch.no_grad():
         cache = model(tokens(), use_cache=True).cache
         safetensors.torch.save_file(cache.state_dict(), tmp_path / "cache.safetensors")
@@ -229,18 +241,37 @@ def test_parameter_names_are_stable() -> None:
     assert sorted(names) == sorted(["embedding.weight", *blocks, "norm.weight", "lm_head.weight"])
 
 
-def test_activation_checkpointing_changes_no_gradient() -> None:
+@MATRICES
+def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
     gradients = []
     for recompute in (False, True):
-        model = make_model(activation_checkpointing=recompute)
+        model = make_model(name, activation_checkpointing=recompute)
         model(tokens(), labels=tokens()).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for first, second in zip(*gradients, strict=True):
         torch.testing.assert_close(first, second)
 
 
-def test_gradients_cross_a_cache() -> None:
-    model = make_model("omeganet")
+@MATRICES
+def test_activation_checkpointing_keeps_the_cache_right(name: str) -> None:
+    """Recomputing a block must neither advance the cache again nor start from a later state."""
+    results = []
+    for recompute in (False, True):
+        model = make_model(name, activation_checkpointing=recompute)
+        cache = AtlasCache()
+        losses = [model(piece, labels=piece, cache=cache).loss for piece in tokens().split(7, 1)]
+        sum(losses).backward()
+        with torch.no_grad():  # one token, in place
+            step = model(tokens(length=1), cache=cache).logits
+        results.append([step, *cache.state_dict().values(), *(p.grad for p in model.parameters())])
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, **CLOSE)
+    assert cache.position.tolist() == [LENGTH + 1] * 2
+
+
+@pytest.mark.parametrize("name", ["omeganet", "omeganet_deep", "titans_deep"])
+def test_gradients_cross_a_cache(name: str) -> None:
+    model = make_model(name)
     ids = tokens()
     model(ids, labels=ids).loss.backward()
     whole = [parameter.grad.clone() for parameter in model.parameters()]
@@ -253,9 +284,10 @@ def test_gradients_cross_a_cache() -> None:
     assert not cache.detach().layers[0].conv.requires_grad
 
 
+@MATRICES
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_dtypes(dtype: torch.dtype) -> None:
-    model = make_model().to(dtype)
+def test_other_dtypes(dtype: torch.dtype, name: str) -> None:
+    model = make_model(name).to(dtype)
     out = model(tokens(), labels=tokens())
     assert out.logits.dtype == dtype
     assert out.loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)

@@ -13,8 +13,8 @@ from torch import Tensor
 from atlas_ext import OmegaState, omega_rule, omega_rule_update
 from atlas_ext.testing import (
     conditioned,
-    linear_weights,
     map_tensors,
+    memory_weights,
     named_tensors,
     omega_state,
     omega_tensors,
@@ -29,17 +29,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wide_window": {"W": 7, "theta": True, "objective": "dot"},
     "features": {"W": 3, "theta": True, "degree": 2},
     "muon": {"W": 3, "theta": True, "ns_steps": 3, "ns_every": 3},
+    "mlp": {"W": 3, "theta": True, "memory": "mlp"},
+    "gated": {"W": 6, "memory": "gated_mlp", "activation": "silu", "degree": 2},
+    "mlp_muon": {"W": 4, "theta": True, "memory": "mlp", "ns_steps": 3, "ns_every": 2},
+    "gated_muon": {"W": 2, "theta": True, "memory": "gated_mlp", "ns_steps": 3, "ns_every": 3},
 }
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
+each_memory = pytest.mark.parametrize("memory", ["linear", "mlp", "gated_mlp"])
 
 
-def make(variant: str, B: int = 2, length: int = T) -> tuple[dict[str, Any], tuple[Tensor], dict]:
-    """Token tensors, weights [N, H, V, D] and options, in float64."""
+def make(
+    variant: str, B: int = 2, length: int = T, sequences: int | None = None
+) -> tuple[dict[str, Any], tuple[Tensor, ...], dict[str, Any]]:
+    """Token tensors, weights [N, H, out, in] and options, in float64."""
     options = dict(VARIANTS[variant])
     generator = torch.Generator().manual_seed(0)
-    shape = {"W": options.pop("W"), "theta": options.pop("theta"), **SIZES}
+    shape = {"W": options.pop("W"), "theta": options.pop("theta", False), **SIZES}
     tokens = omega_tensors(generator, (B, length), **shape)
-    weights = linear_weights(generator, B, 2, V=3, D=15 if "degree" in options else 4)
+    memory = {"memory": options.pop("memory", "linear"), "F": 6, "V": 3}
+    D = 15 if "degree" in options else 4
+    weights = memory_weights(generator, B if sequences is None else sequences, 2, D=D, **memory)
     return tokens, weights, {"chunk_size": C, **options}
 
 
@@ -87,58 +96,60 @@ def test_gradients_through_a_split(variant: str) -> None:
     tokens, weights, options = make(variant, length=7)
     options["output_final_state"] = True
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in tokens.items()}
-    start = weights[0].clone().requires_grad_()
+    start = tuple(w.clone().requires_grad_() for w in weights)
     wanted = None
     for split in (None, 1, 3, 4, 6):
         if split is None:
-            out, end = omega_rule(**leaves, weights=(start,), **options)
+            out, end = omega_rule(**leaves, weights=start, **options)
         else:
-            first, state = omega_rule(**piece(leaves, 0, split), weights=(start,), **options)
+            first, state = omega_rule(**piece(leaves, 0, split), weights=start, **options)
             second, end = omega_rule(**piece(leaves, split, 7), initial_state=state, **options)
             out = torch.cat([first, second], 1)
         floats = [t for t in (out, *named_tensors(end).values()) if t.is_floating_point()]
         loss = sum((i + 1) * t.square().sum() for i, t in enumerate(floats))
-        grads = torch.autograd.grad(loss, [*leaves.values(), start])
+        grads = torch.autograd.grad(loss, [*leaves.values(), *start])
         if wanted is None:
             wanted = grads
-        for name, grad, expected in zip([*leaves, "weights"], grads, wanted, strict=True):
+        for name, grad, expected in zip([*leaves, *range(len(start))], grads, wanted, strict=True):
             assert relative_error(grad, expected) < 1e-8, (split, name)
 
 
 @each_variant
 @pytest.mark.parametrize("lengths", [(4, 0, 7), (0, 1, 10), (11,), (3, 8, 0)])
 def test_packed_equals_separate(variant: str, lengths: Sequence[int]) -> None:
-    tokens, _, options = make(variant, B=1)
+    tokens, weights, options = make(variant, B=1, sequences=len(lengths))
     options["output_final_state"] = True
-    D = 15 if "degree" in options else 4
-    weights = linear_weights(torch.Generator().manual_seed(3), len(lengths), 2, V=3, D=D)
     ends = [0, *itertools.accumulate(lengths)]
     for dtype in (torch.int32, torch.int64):
         cu_seqlens = torch.tensor(ends, dtype=dtype)
         out, state = omega_rule(**tokens, weights=weights, **options, cu_seqlens=cu_seqlens)
         for n, (start, stop) in enumerate(itertools.pairwise(ends)):
             one = piece(tokens, start, stop)
-            wanted, end = omega_rule(**one, weights=(weights[0][n : n + 1],), **options)
+            own = tuple(w[n : n + 1] for w in weights)
+            wanted, end = omega_rule(**one, weights=own, **options)
             if stop > start:
                 assert relative_error(out[:, start:stop], wanted) < 1e-12
             assert_states_equal(map_tensors(lambda _, t, n=n: t[n : n + 1], state), end)
 
 
+@pytest.mark.parametrize("variant", ["momentum", "mlp_muon"])
 @pytest.mark.parametrize("count", [0, 1, C - 1, C, C + 1, 2 * C])
-def test_contents_of_the_final_state(count: int) -> None:
-    tokens, weights, options = make("momentum")
+def test_contents_of_the_final_state(count: int, variant: str) -> None:
+    tokens, weights, options = make(variant)
     _, state = omega_rule(
         **piece(tokens, 0, count), weights=weights, **options, output_final_state=True
     )
     boundary = count - count % C
     head = piece(tokens, 0, boundary)
     _, chunk = omega_rule(**head, weights=weights, **options, output_final_state=True)
-    assert relative_error(state.chunk_weights[0], chunk.weights[0]) < 1e-12
+    for found, wanted in zip(state.chunk_weights, chunk.weights, strict=True):
+        assert relative_error(found, wanted) < 1e-12
     if count % C == 0:
-        assert torch.equal(state.chunk_weights[0], state.weights[0])
+        assert all(map(torch.equal, state.chunk_weights, state.weights))
+    window = tokens["gamma"].shape[-1] - 1
     for name, tail in (("k", state.k_tail), ("v", state.v_tail)):
-        padded = torch.cat([torch.zeros_like(tokens[name][:, :2]), tokens[name][:, :count]], 1)
-        assert torch.equal(tail, padded[:, -2:]), name
+        padded = torch.cat([torch.zeros_like(tokens[name][:, :window]), tokens[name][:, :count]], 1)
+        assert torch.equal(tail, padded[:, -window:]), name
 
 
 def test_slots_of_the_tail_before_the_start_do_nothing() -> None:
@@ -153,12 +164,14 @@ def test_slots_of_the_tail_before_the_start_do_nothing() -> None:
     assert_states_equal(end, final, 1e-15)
 
 
-def test_momentum_and_log_theta_need_not_agree() -> None:
+@each_memory
+def test_momentum_and_log_theta_need_not_agree(memory: str) -> None:
     tokens, _, _ = make("momentum", length=5)
-    state = omega_state(torch.Generator().manual_seed(1), (2, 3), W=3, momentum=True, **SIZES)
+    shape = {"W": 3, "F": 6, "memory": memory, **SIZES}
+    state = omega_state(torch.Generator().manual_seed(1), (2, 3), momentum=True, **shape)
     options = {"chunk_size": C, "output_final_state": True}
 
-    zero = state._replace(momentum=(torch.zeros_like(state.weights[0]),))
+    zero = state._replace(momentum=tuple(map(torch.zeros_like, state.weights)))
     none = state._replace(momentum=None)
     out, end = omega_rule(**tokens, initial_state=none, **options)
     wanted, wanted_end = omega_rule(**tokens, initial_state=zero, **options)
@@ -207,16 +220,19 @@ def test_a_tail_of_another_dtype() -> None:
     assert torch.equal(single.k_tail[:, -1], half["k"][:, 0].float())
 
 
-def update_inputs(rows: int, slots: int, **flags: bool) -> tuple[dict[str, Tensor], OmegaState]:
+def update_inputs(
+    rows: int, slots: int, memory: str = "linear"
+) -> tuple[dict[str, Tensor], OmegaState]:
     generator = torch.Generator().manual_seed(2)
     tokens = omega_tensors(generator, (rows,), W=3, theta=True, **SIZES)
-    state = omega_state(generator, range(slots), W=3, momentum=True, **SIZES)
-    return tokens, state
+    shape = {"W": 3, "F": 6, "memory": memory, **SIZES}
+    return tokens, omega_state(generator, range(slots), momentum=True, **shape)
 
 
+@each_memory
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_update_of_chosen_slots(dtype: torch.dtype) -> None:
-    tokens, state = update_inputs(rows=3, slots=5)
+def test_update_of_chosen_slots(dtype: torch.dtype, memory: str) -> None:
+    tokens, state = update_inputs(rows=3, slots=5, memory=memory)
     before = map_tensors(lambda _, tensor: tensor.clone(), state)
     indices = [4, 0, 2]
     out = omega_rule_update(
@@ -231,8 +247,9 @@ def test_update_of_chosen_slots(dtype: torch.dtype) -> None:
         assert torch.equal(named_tensors(state)[name][rest], tensor[rest]), name
 
 
-def test_update_is_in_place() -> None:
-    tokens, state = update_inputs(rows=2, slots=2)
+@each_memory
+def test_update_is_in_place(memory: str) -> None:
+    tokens, state = update_inputs(rows=2, slots=2, memory=memory)
     pointers = {name: tensor.data_ptr() for name, tensor in named_tensors(state).items()}
     versions = {name: tensor._version for name, tensor in named_tensors(state).items()}
     before = map_tensors(lambda _, tensor: tensor.clone(), state)
@@ -243,9 +260,10 @@ def test_update_is_in_place() -> None:
         assert not torch.equal(tensor, named_tensors(before)[name]), name
 
 
-def test_update_of_strided_states() -> None:
+@each_memory
+def test_update_of_strided_states(memory: str) -> None:
     """A state may be a view into a larger buffer."""
-    tokens, state = update_inputs(rows=3, slots=3)
+    tokens, state = update_inputs(rows=3, slots=3, memory=memory)
     wide = map_tensors(lambda _, t: torch.stack([t, t], 1)[:, 0], state)
     wanted = omega_rule_update(**tokens, state=state, chunk_size=2)
     assert torch.equal(omega_rule_update(**tokens, state=wide, chunk_size=2), wanted)

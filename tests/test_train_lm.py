@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -43,11 +43,15 @@ def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_a_run_writes_everything(tmp_path: Path, text: Path) -> None:
     # six steps cannot beat the bigram: said, and told by the exit status
     output = run("--out", tmp_path, "--data", text, *SMALL, expect=1)
-    assert "FAILED" in output and "its ablation" in output
-    for name in ("report.md", "curves.png", "atlas.safetensors", "ablation.safetensors"):
+    models = ("atlas", "gated-delta", "linear-memory")
+    assert "FAILED" in output and "After 6 steps" in output
+    for name in ("report.md", "curves.png", *(f"{model}.safetensors" for model in models)):
         assert (tmp_path / name).stat().st_size > 0
     report = (tmp_path / "report.md").read_text()
     assert "atlas_ext::omega_rule" in report and "byte bigram" in report
+    for name in models[1:]:
+        assert f"its ablation {name} (" in output and f"its ablation {name} (" in report
+        assert f"\n| {name} | " in report
     output = run("--out", tmp_path, "--sample", "--prompt", "a quick", "--tokens", 5)
     assert output.startswith("a quick")
 
@@ -55,10 +59,10 @@ def test_a_run_writes_everything(tmp_path: Path, text: Path) -> None:
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, text: Path, program: ModuleType
 ) -> None:
-    arguments = ["--out", str(tmp_path), "--data", str(text), *SMALL]
+    arguments = ["--out", str(tmp_path), "--data", str(text), *SMALL, "--ablations", "no-muon"]
     args = program.make_parser().parse_args(arguments)
     loaded = program.load_text(args.data)
-    whole, _ = program.make_runs(args)
+    whole, *_ = program.make_runs(args)
     whole.train(loaded)
     started, other = program.make_runs(args)
     for step in range(3):
@@ -73,6 +77,54 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert resumed.history.held_out[-1] == whole.history.held_out[-1]
     for name, parameter in whole.model.named_parameters():
         assert torch.equal(parameter, resumed.model.get_parameter(name)), name
+
+
+def test_ablations_take_away_one_thing(program: ModuleType) -> None:
+    def configs(*arguments: str) -> dict:
+        return program.make_configs(program.make_parser().parse_args([*arguments]))
+
+    default = configs()
+    assert list(default) == ["atlas", "gated-delta", "linear-memory"]
+    assert default["atlas"].memory == "mlp" and default["atlas"].ns_steps == 5
+    assert list(configs("--ablations")) == ["atlas"]
+    assert list(configs("--memory", "linear")) == ["atlas", "gated-delta"]
+    every = configs("--ablations", *program.ABLATIONS)
+    changed = {
+        "linear-memory": {"memory"}, "no-muon": {"ns_steps"}, "window-1": {"window"},
+        "no-polynomial": {"degree"},
+    }  # fmt: skip
+    atlas = every["atlas"].to_dict()
+    for name, fields in changed.items():
+        assert {f for f, value in every[name].to_dict().items() if value != atlas[f]} == fields
+    delta = every["gated-delta"]
+    assert (delta.variant, delta.retention, delta.hidden_size) == ("delta", True, 64)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, program: ModuleType) -> None:
+    arguments = ["--out", str(tmp_path), *SMALL, "--memory", "linear", "--ablations"]
+    (run,) = program.make_runs(program.make_parser().parse_args(arguments))
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    run.train_step(ids)
+    before = [parameter.clone() for parameter in run.model.parameters()]
+    scale = run.model.norm.weight[0].item()
+    with torch.no_grad():
+        run.model.norm.weight[0] = float("inf")
+    run.train_step(ids)
+    with torch.no_grad():
+        run.model.norm.weight[0] = scale
+    assert run.history.skipped == 1
+    for parameter, old in zip(run.model.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+    run.train_step(ids)
+    assert run.history.skipped == 1
+    assert not torch.equal(next(run.model.parameters()), before[0])
+
+
+def test_a_model_without_a_number_fails_the_baseline(program: ModuleType) -> None:
+    report = importlib.import_module("_report")
+    result = report.Result(SimpleNamespace(name="atlas"), torch.tensor([float("nan")]), {})
+    beaten, sentence = report.judge_baseline([result], 3.5)
+    assert not beaten and "atlas did not beat" in sentence
 
 
 @pytest.mark.slow
@@ -102,6 +154,8 @@ def test_interrupt_saves_and_says_how_to_go_on(tmp_path: Path, text: Path) -> No
     [
         (["--resume"], "No checkpoint"),
         (["--heads", "3"], "hidden_size: wanted a multiple"),
+        (["--memory", "linear", "--ablations", "linear-memory"], "is that already"),
+        (["--variant", "titans", "--ablations", "no-muon"], "is that already"),
         (["--data", "TEXT", "--seq-len", "100000"], "smaller --seq-len"),
         (["--data", "/nowhere.txt"], "/nowhere.txt"),
     ],

@@ -11,47 +11,18 @@ from torch import Tensor, nn
 
 from ..ops.omega_rule import omega_rule
 from ..ops.omega_rule_update import omega_rule_update
-from ..ops.poly_features import poly_feature_dim
+from .memory_init import (
+    INITIAL_ALPHA,
+    INITIAL_GAMMA_SINGLE,
+    INITIAL_THETA,
+    default_step_size,
+    initial_stds,
+    memory_shapes,
+)
 from .short_convolution import ShortConvolution
 from .state import MemoryState
 
 Gates = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-# Values of the gates before training (spec: alpha about 0.99 or more, theta about 0.9).
-INITIAL_ALPHA = 0.995
-INITIAL_THETA = 0.9
-INITIAL_WRITES = 0.125  # sum of the Newton-Schulz steps that a memory holds
-INITIAL_GAMMA_SINGLE = 0.95  # a window of one: a sigmoid never reaches 1
-
-
-def memory_shapes(
-    memory: str, head_dim: int, degree: int | None, expansion: int
-) -> tuple[tuple[int, int], ...]:
-    """Shapes [out, in] of one head's memory weights, in the order `omega_rule` takes them."""
-    lifted = head_dim if degree is None else poly_feature_dim(head_dim, degree)
-    hidden = expansion * head_dim
-    if memory == "linear":
-        return ((head_dim, lifted),)
-    if memory == "mlp":
-        return ((hidden, lifted), (head_dim, hidden))
-    if memory == "gated_mlp":
-        return ((hidden, lifted), (hidden, lifted), (head_dim, hidden))
-    raise ValueError(f"OmegaMemory: memory: wanted 'linear', 'mlp' or 'gated_mlp', got {memory!r}")
-
-
-def default_step_size(
-    objective: str, momentum: bool, ns_steps: int, ns_every: int, chunk_size: int
-) -> float:
-    """A step eta that neither diverges nor swamps the learned memory before training.
-
-    Newton-Schulz output has spectral norm about 1, whatever the gradient: the writes that the
-    initial alpha keeps sum to `INITIAL_WRITES` at most. Plain descent on the l2 loss sees
-    `chunk_size` gradients of the same frozen memory, amplified by the momentum; their summed step
-    must stay below the curvature's limit. The dot loss has no curvature.
-    """
-    if ns_steps > 0:
-        return INITIAL_WRITES * (1.0 - INITIAL_ALPHA) * ns_every
-    gain = 1.0 / (1.0 - INITIAL_THETA) if momentum else 1.0
-    return 1.0 / gain if objective == "dot" else 1.0 / (gain * min(chunk_size, 64))
 
 
 class OmegaMemory(nn.Module):
@@ -109,13 +80,13 @@ class OmegaMemory(nn.Module):
         self.window = window
         self.momentum = momentum
         self.retention = retention
-        self.step_size = (
-            default_step_size(objective, momentum, ns_steps, ns_every, chunk_size)
-            if step_size is None
-            else step_size
-        )
         shapes = memory_shapes(memory, self.head_dim, degree, expansion)
         deep = len(shapes) > 1
+        self.initial_stds = initial_stds(shapes, degree, activation)
+        self.step_size = step_size or default_step_size(
+            *(objective, momentum, ns_steps, ns_every, chunk_size),
+            degree=degree, matrices=len(shapes),
+        )  # fmt: skip
         self.options: dict[str, Any] = {
             "objective": objective,
             "activation": activation if deep else "gelu",
@@ -152,8 +123,8 @@ class OmegaMemory(nn.Module):
         self.norm.reset_parameters()
         nn.init.ones_(self.q_scale)
         nn.init.ones_(self.k_scale)
-        for weight in self.memory_weights:
-            nn.init.normal_(weight, std=0.5 * weight.shape[-1] ** -0.5)
+        for weight, deviation in zip(self.memory_weights, self.initial_stds, strict=True):
+            nn.init.normal_(weight, std=deviation)
         if self.feature_scales is not None:
             self.feature_scales.copy_(
                 torch.tensor([math.factorial(n) ** -0.5 for n in range(len(self.feature_scales))])

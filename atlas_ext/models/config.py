@@ -45,6 +45,13 @@ SIZES = {
 }
 
 
+# Heads of the presets with deep memories, with and without a polynomial map: the paper's heads, up
+# to 256 wide, would give billions of memory weights; these give the two kinds about as many.
+LIFTED_HEAD_DIM = 16
+PLAIN_HEAD_DIM = 64
+NS_EVERY = 16  # of the presets: a Newton-Schulz at every token costs more than all of the rest
+
+
 @dataclass(frozen=True, kw_only=True)
 class AtlasConfig:
     """Shape and kind of a language model.
@@ -173,7 +180,8 @@ class AtlasConfig:
         """A named configuration, "<variant>-{tiny,170m,340m,760m,1.3b}".
 
         Sizes are those of the paper's table 7. Its heads column suits attention: variants with a
-        polynomial map on a deep memory get heads of 16 and write every 16 tokens instead.
+        deep memory get heads of 16 where they have a polynomial map and heads of 64 where they have
+        none, and Newton-Schulz every 16 tokens.
 
         Raises:
             ValueError: no preset of that name, or an override is out of range.
@@ -191,9 +199,10 @@ class AtlasConfig:
             "variant": variant,
         }
         spec = VARIANTS[variant]
-        if spec.memory != "linear" and spec.degree is not None:
-            fields |= {"num_heads": hidden_size // 16, "head_dim": 16}
-            fields["ns_every"] = 16 if spec.muon else 1
+        if spec.memory != "linear":
+            head_dim = PLAIN_HEAD_DIM if spec.degree is None else LIFTED_HEAD_DIM
+            fields |= {"num_heads": hidden_size // head_dim, "head_dim": head_dim}
+            fields["ns_every"] = NS_EVERY if spec.muon else 1
         return cls(**(fields | overrides))
 
     def to_dict(self) -> dict[str, Any]:

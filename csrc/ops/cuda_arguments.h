@@ -22,7 +22,8 @@ inline kernels::cuda::Dtype cuda_dtype(const char* op, const char* argument, con
   }
 }
 
-// The float32 copy of a small tensor that kernels read, contiguous; itself where it is that already.
+// The float32 copy of a small tensor that kernels read, contiguous; itself where it is that
+// already.
 inline std::optional<Tensor> float_copy(const std::optional<Tensor>& tensor) {
   if (!tensor.has_value()) return std::nullopt;
   return torch::stable::contiguous(torch::stable::to(*tensor, ScalarType::Float));

@@ -1,7 +1,6 @@
-#include "kernels/cuda/newton_schulz.h"
-
 #include <torch/csrc/stable/library.h>
 
+#include "kernels/cuda/newton_schulz.h"
 #include "ops/cuda_arguments.h"
 #include "ops/newton_schulz.h"
 #include "ops/newton_schulz_products.h"
@@ -36,8 +35,7 @@ std::vector<Tensor> coefficients(const NewtonSchulzCall& call) {
   if (call.table.has_value()) {
     for (int64_t step = 0; step < call.steps; ++step)
       for (int64_t i = 0; i < 3; ++i)
-        result.push_back(
-            torch::stable::select(torch::stable::select(*call.table, 0, step), 0, i));
+        result.push_back(torch::stable::select(torch::stable::select(*call.table, 0, step), 0, i));
     return result;
   }
   for (const double value : schedule_rows(std::nullopt, call.schedule, call.steps))
@@ -106,7 +104,7 @@ Tensor run_fused(const NewtonSchulzCall& call, cuda_kernels::Dtype dtype, const 
   args.grad = cuda.read(grad, "grad");
   const int64_t bytes = cuda_kernels::newton_schulz_scratch(args);
   const Tensor scratch = torch::stable::new_empty(x, {bytes}, ScalarType::Byte);
-  args.scratch = cuda.write(scratch, "scratch");
+  args.scratch = cuda.scratch(scratch, "scratch");
   check_launch(cuda_kernels::newton_schulz_backward(args, cuda.stream()), call.op);
   return out;
 }

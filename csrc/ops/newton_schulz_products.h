@@ -1,7 +1,8 @@
 #pragma once
-// Newton-Schulz of a batch of large matrices through torch's matrix products, on any device, without
-// a host synchronisation (docs/math/newton_schulz.md, sections 1 to 3). A = X Xᵀ is taken on the
-// shorter side, Z = a I + b A + c A², X <- Z X. Products in the inputs' dtype, all else in float32.
+// Newton-Schulz of a batch of large matrices through torch's matrix products, on any device,
+// without a host synchronisation (docs/math/newton_schulz.md, sections 1 to 3). A = X Xᵀ is taken
+// on the shorter side, Z = a I + b A + c A², X <- Z X. Products in the inputs' dtype, all else in
+// float32.
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
@@ -20,8 +21,12 @@ Tensor torch_op(const char* name, const char* overload, Arguments... arguments) 
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-inline Tensor times(const Tensor& x, const Tensor& y) { return torch_op("aten::mul", "Tensor", x, y); }
-inline Tensor over(const Tensor& x, const Tensor& y) { return torch_op("aten::div", "Tensor", x, y); }
+inline Tensor times(const Tensor& x, const Tensor& y) {
+  return torch_op("aten::mul", "Tensor", x, y);
+}
+inline Tensor over(const Tensor& x, const Tensor& y) {
+  return torch_op("aten::div", "Tensor", x, y);
+}
 inline Tensor minus(const Tensor& x, const Tensor& y) { return torch::stable::subtract(x, y); }
 inline Tensor plus(const Tensor& x, const Tensor& y) { return torch::stable::subtract(x, y, -1.0); }
 inline Tensor flipped(const Tensor& x) { return torch::stable::transpose(x, -1, -2); }

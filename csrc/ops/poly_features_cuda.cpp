@@ -1,7 +1,6 @@
-#include "kernels/cuda/poly_features.h"
-
 #include <torch/csrc/stable/library.h>
 
+#include "kernels/cuda/poly_features.h"
 #include "ops/cuda_arguments.h"
 #include "ops/poly_features.h"
 
@@ -33,12 +32,12 @@ Tensor poly_features_cuda(const Tensor& x,                      // [..., K]
   const std::optional<Tensor> c = float_copy(scales);
   const int64_t dim = x.size(x.dim() - 1);
   const CudaContext cuda(x);
-  check_launch(cuda_kernels::poly_features(
-                   {dtype, cuda.read(rows, "x"), read_floats(cuda, c, "scales"),
-                    cuda.write(out, "out"), x.numel() / dim, static_cast<int>(dim),
-                    static_cast<int>(degree)},
-                   cuda.stream()),
-               op);
+  check_launch(
+      cuda_kernels::poly_features(
+          {dtype, cuda.read(rows, "x"), read_floats(cuda, c, "scales"), cuda.write(out, "out"),
+           x.numel() / dim, static_cast<int>(dim), static_cast<int>(degree)},
+          cuda.stream()),
+      op);
   return out;
 }
 
@@ -53,12 +52,12 @@ std::tuple<Tensor, Tensor> poly_features_backward_cuda(
   check_poly_features_grad(op, grad, x, degree);
   checked_features(op, x, degree);
   const cuda_kernels::Dtype dtype = cuda_dtype(op, "x", x);
-  const bool want_x = (grad_mask & 1) != 0, want_scales = scales.has_value() && (grad_mask & 2) != 0;
+  const bool want_x = (grad_mask & 1) != 0,
+             want_scales = scales.has_value() && (grad_mask & 2) != 0;
   const Tensor none = torch::stable::new_empty(x, {0});
-  const Tensor grad_x =
-      want_x ? torch::stable::empty_like(torch::stable::contiguous(x)) : none;
-  const Tensor grad_scales = torch::stable::new_zeros(
-      x, {want_scales ? degree + 1 : 0}, ScalarType::Float);
+  const Tensor grad_x = want_x ? torch::stable::empty_like(torch::stable::contiguous(x)) : none;
+  const Tensor grad_scales =
+      torch::stable::new_zeros(x, {want_scales ? degree + 1 : 0}, ScalarType::Float);
   if (x.numel() > 0 && (want_x || want_scales)) {
     const CudaContext cuda(x);
     const Tensor rows = torch::stable::contiguous(x), grads = torch::stable::contiguous(grad);
@@ -71,14 +70,15 @@ std::tuple<Tensor, Tensor> poly_features_backward_cuda(
     };
     const Tensor partials = floats(want_scales ? blocks * (degree + 1) : 0);
     const Tensor scratch = floats(cuda_kernels::poly_features_scratch(count, dim, p));
-    check_launch(cuda_kernels::poly_features_backward(
-                     {dtype, cuda.read(grads, "grad"), cuda.read(rows, "x"),
-                      read_floats(cuda, c, "scales"), want_x ? cuda.write(grad_x, "grad_x") : nullptr,
-                      want_scales ? static_cast<float*>(cuda.write(grad_scales, "grad_scales")) : nullptr,
-                      want_scales ? static_cast<float*>(cuda.write(partials, "partials")) : nullptr,
-                      static_cast<float*>(cuda.write(scratch, "scratch")), count, dim, p},
-                     cuda.stream()),
-                 op);
+    check_launch(
+        cuda_kernels::poly_features_backward(
+            {dtype, cuda.read(grads, "grad"), cuda.read(rows, "x"), read_floats(cuda, c, "scales"),
+             want_x ? cuda.write(grad_x, "grad_x") : nullptr,
+             want_scales ? static_cast<float*>(cuda.write(grad_scales, "grad_scales")) : nullptr,
+             want_scales ? static_cast<float*>(cuda.write(partials, "partials")) : nullptr,
+             static_cast<float*>(cuda.scratch(scratch, "scratch")), count, dim, p},
+            cuda.stream()),
+        op);
   }
   if (!want_scales) return {grad_x, torch::stable::new_empty(x, {0})};
   return {grad_x, torch::stable::to(grad_scales, scales->scalar_type())};

@@ -56,6 +56,13 @@ void orthogonal_step(const UpdateTask<T>& task, const OmegaUpdate& args, const S
   newton_schulz_matrix(task.o, ip, task.gradient, ip, out, in, options.ns_of(l), task.ns);
 }
 
+// The next head's row, while this one's is worked on: it need not exist.
+template <class T>
+ATLAS_INLINE void prefetch_row(const T* row, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T)))
+    __builtin_prefetch(row + i, 0, 2);
+}
+
 // Moves matrix l and reads it: y [out] = W_t u, u with `in` elements.
 template <class T>
 void update_matrix(T* y, const UpdateTask<T>& task, const OmegaUpdate& args, const Step<T>& step,
@@ -64,6 +71,7 @@ void update_matrix(T* y, const UpdateTask<T>& task, const OmegaUpdate& args, con
   const int64_t out = options.rows_of(l), in = options.cols_of(l);
   const StridedState &weights = args.weights[l], &momentum = args.momentum[l];
   T* w = state_matrix<T>(weights, step.slot, step.head);
+  T* reference = state_matrix<T>(args.chunk_weights[l], step.slot, step.head);
   const bool orthogonal = options.ns.steps > 0 && step.writes;
   if (orthogonal) orthogonal_step(task, args, step, l, inputs, ip);
   T* s = step.momentum && !orthogonal ? state_matrix<T>(momentum, step.slot, step.head) : nullptr;
@@ -75,13 +83,17 @@ void update_matrix(T* y, const UpdateTask<T>& task, const OmegaUpdate& args, con
            task.gradient, ip);
       move = task.gradient;
     }
-    for (int64_t j = first; j < first + block; ++j)
-      y[j] =
-          update_row(w + j * weights.stride[2], s == nullptr ? nullptr : s + j * momentum.stride[2],
-                     move + (j - first) * ip, u, step, in);
+    for (int64_t j = first; j < first + block; ++j) {
+      T* w_row = w + j * weights.stride[2];
+      T* s_row = s == nullptr ? nullptr : s + j * momentum.stride[2];
+      prefetch_row(w_row + weights.stride[1], in);
+      if (s != nullptr) prefetch_row(s_row + momentum.stride[1], in);
+      prefetch_row(
+          reference + j * args.chunk_weights[l].stride[2] + args.chunk_weights[l].stride[1], in);
+      y[j] = update_row(w_row, s_row, move + (j - first) * ip, u, step, in);
+    }
   }
   if (!step.closes) return;
-  T* reference = state_matrix<T>(args.chunk_weights[l], step.slot, step.head);
   for (int64_t j = 0; j < out; ++j)
     __builtin_memcpy(reference + j * args.chunk_weights[l].stride[2], w + j * weights.stride[2],
                      in * sizeof(T));

@@ -5,8 +5,8 @@
 
 namespace atlas::kernels::cuda {
 
-// Number of monomials of total degree exactly `degree` (0 to 4) in n variables; written out, because a
-// division by a variable is a function call on the device.
+// Number of monomials of total degree exactly `degree` (0 to 4) in n variables; written out,
+// because a division by a variable is a function call on the device.
 __host__ __device__ constexpr int64_t monomial_count(int64_t n, int degree) {
   const uint64_t v = static_cast<uint64_t>(n);
   const uint64_t count = degree == 0   ? 1

@@ -6,7 +6,8 @@
 //
 // Steps come in stretches: within one, A <- Z A Z and Q <- Q Z, and X <- X Q at its end; a matrix
 // that is not elongated has stretches of one step, Q = Z. Norm and sums are float; between products
-// a matrix is held in Tile::Element. A zero matrix gives zero. Layout as in newton_schulz_block.cuh.
+// a matrix is held in Tile::Element. A zero matrix gives zero. Layout as in
+// newton_schulz_block.cuh.
 #include "kernels/cuda/newton_schulz_block.cuh"
 
 namespace atlas::kernels::cuda {
@@ -54,7 +55,7 @@ ATLAS_KERNEL void __launch_bounds__(NewtonSchulzTraits<Tile, kSize>::kThreads)
   const NewtonSchulzShape shape(m, n);
   const NewtonSchulzThread<Traits> me;
   DYNAMIC_SHARED(Element, shared);
-  SHARED_ARRAY(float, lines, Traits::kMatrices * Traits::kWarps);
+  SHARED_ARRAY(float, lines, Traits::kMatrices* Traits::kWarps);
   Element* const matrix = shared + me.slot * forward_elements<Traits>(shape);
   Element* const gram = matrix + shape.rows * Traits::kLd;
   float* const line = lines + me.slot * Traits::kWarps;
@@ -74,8 +75,7 @@ ATLAS_KERNEL void __launch_bounds__(NewtonSchulzTraits<Tile, kSize>::kThreads)
   __syncthreads();
   for (int begin = 0; begin < schedule.steps;) {
     const int end = stretch_end(schedule, shape.elongated(), begin);
-    const Element* q =
-        run_stretch<Traits>(matrix, gram, shape, schedule, begin, end, me.warp);
+    const Element* q = run_stretch<Traits>(matrix, gram, shape, schedule, begin, end, me.warp);
     multiply_rows<Traits>(matrix, q, shape.rows, me.warp);
     __syncthreads();
     begin = end;

@@ -22,7 +22,8 @@ __host__ __device__ constexpr int64_t tape_elements(const NewtonSchulzShape& sha
   return static_cast<int64_t>(steps) * shape.rows * Traits::kLd;
 }
 
-// target = M + Mᵀ times factor, plus addend where it is given; M is read across, hence the barriers.
+// target = M + Mᵀ times factor, plus addend where it is given; M is read across, hence the
+// barriers.
 template <class Traits>
 __device__ __forceinline__ void symmetrise(typename Traits::Element* target,
                                            const typename Traits::Element* m,
@@ -59,12 +60,10 @@ __device__ __forceinline__ void multiply_grad_rows(typename Traits::Element* gra
   for (int first = 16 * warp; first < rows; first += 16 * Traits::kWarps) {
     typename Traits::Rows sums;
     sums.clear();
-    Traits::Tile::template multiply<false, Traits::kSize>(sums, grad + first * Traits::kLd,
-                                                          Traits::kLd, z, Traits::kLd,
-                                                          Traits::kSize);
-    Traits::Tile::template multiply<false, Traits::kSize>(sums, x + first * Traits::kLd,
-                                                          Traits::kLd, r, Traits::kLd,
-                                                          Traits::kSize);
+    Traits::Tile::template multiply<false, Traits::kSize>(
+        sums, grad + first * Traits::kLd, Traits::kLd, z, Traits::kLd, Traits::kSize);
+    Traits::Tile::template multiply<false, Traits::kSize>(
+        sums, x + first * Traits::kLd, Traits::kLd, r, Traits::kLd, Traits::kSize);
     sync_warp();
     write_rows<Traits>(grad, sums, first, Keep());
     sync_warp();
@@ -112,7 +111,7 @@ ATLAS_KERNEL void __launch_bounds__(NewtonSchulzTraits<Tile, kSize>::kThreads)
   const NewtonSchulzShape shape(m, n);
   const NewtonSchulzThread<Traits> me;
   DYNAMIC_SHARED(Element, shared);
-  SHARED_ARRAY(float, lines, Traits::kMatrices * Traits::kWarps);
+  SHARED_ARRAY(float, lines, Traits::kMatrices* Traits::kWarps);
   const int size = shape.rows * Traits::kLd;
   Element* const matrix = shared + me.slot * backward_elements<Traits>(shape);
   Element* const adjoint = matrix + size;

@@ -1,6 +1,6 @@
 #pragma once
-// What the forward and the backward of Newton-Schulz share: a matrix in shared memory, and the steps
-// on it (spec section 4, docs/math/newton_schulz.md).
+// What the forward and the backward of Newton-Schulz share: a matrix in shared memory, and the
+// steps on it (spec section 4, docs/math/newton_schulz.md).
 //
 // A matrix S [m, n] is held upright, X [longer, shorter], whatever its shape; both sides are padded
 // with zeros, the shorter one to kSize. kSize / 16 warps work on it, each on 16 rows of a square
@@ -218,9 +218,8 @@ __device__ __forceinline__ void multiply_rows(typename Traits::Element* x,
   for (int first = 16 * warp; first < rows; first += 16 * Traits::kWarps) {
     typename Traits::Rows sums;
     sums.clear();
-    Traits::Tile::template multiply<false, Traits::kSize>(sums, x + first * Traits::kLd,
-                                                          Traits::kLd, q, Traits::kLd,
-                                                          Traits::kSize);
+    Traits::Tile::template multiply<false, Traits::kSize>(
+        sums, x + first * Traits::kLd, Traits::kLd, q, Traits::kLd, Traits::kSize);
     sync_warp();
     write_rows<Traits>(x, sums, first, Keep());
     sync_warp();

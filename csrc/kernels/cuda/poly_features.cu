@@ -1,7 +1,6 @@
-#include "kernels/cuda/poly_features.cuh"
-
 #include "kernels/cuda/capabilities.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/poly_features.cuh"
 #include "kernels/cuda/poly_features.h"
 
 namespace atlas::kernels::cuda {
@@ -89,17 +88,25 @@ cudaError_t by_degree(const Args& args, cudaStream_t stream) {
   constexpr bool kForward = sizeof(Args) == sizeof(PolyFeatures);
   switch (args.degree) {
     case 1:
-      if constexpr (kForward) return forward<T, 1>(args, stream);
-      else return backward<T, 1>(args, stream);
+      if constexpr (kForward)
+        return forward<T, 1>(args, stream);
+      else
+        return backward<T, 1>(args, stream);
     case 2:
-      if constexpr (kForward) return forward<T, 2>(args, stream);
-      else return backward<T, 2>(args, stream);
+      if constexpr (kForward)
+        return forward<T, 2>(args, stream);
+      else
+        return backward<T, 2>(args, stream);
     case 3:
-      if constexpr (kForward) return forward<T, 3>(args, stream);
-      else return backward<T, 3>(args, stream);
+      if constexpr (kForward)
+        return forward<T, 3>(args, stream);
+      else
+        return backward<T, 3>(args, stream);
     default:
-      if constexpr (kForward) return forward<T, 4>(args, stream);
-      else return backward<T, 4>(args, stream);
+      if constexpr (kForward)
+        return forward<T, 4>(args, stream);
+      else
+        return backward<T, 4>(args, stream);
   }
 }
 

@@ -8,9 +8,10 @@
 //
 // Backward: kLanes lanes take a row. For each monomial m of degree l < p, largest degree first, the
 // lanes run over its children m x_j, whose gradients stand side by side:
-//   u_{m j} = weight g_{m j} + (what its own children left),  gx_j += u_{m j} m,  u_m = sum_j u_{m j} x_j
-// One pass over grad; a lane always has the same j, so nothing is added to by two lanes. Sums are in
-// float; the scales' gradient is summed per lane, then per block, then by one block in order.
+//   u_{m j} = weight g_{m j} + (what its own children left),  gx_j += u_{m j} m,  u_m = sum_j u_{m
+//   j} x_j
+// One pass over grad; a lane always has the same j, so nothing is added to by two lanes. Sums are
+// in float; the scales' gradient is summed per lane, then per block, then by one block in order.
 #include "kernels/cuda/monomial.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/vec.cuh"
@@ -21,7 +22,8 @@ constexpr int kPolyThreads = 128;
 constexpr int kPolyWarps = kPolyThreads / kWarp;
 
 template <int kDegree>
-__device__ __forceinline__ float monomial_value(const Monomial<kDegree>& m, const float (&x)[kDegree]) {
+__device__ __forceinline__ float monomial_value(const Monomial<kDegree>& m,
+                                                const float (&x)[kDegree]) {
   float value = m.weight;
 #pragma unroll
   for (int p = 0; p < kDegree; ++p) value *= x[p];
@@ -30,7 +32,8 @@ __device__ __forceinline__ float monomial_value(const Monomial<kDegree>& m, cons
 
 // The value of a monomial at one row of x.
 template <class T, int kDegree>
-__device__ __forceinline__ float monomial_of_row(const Monomial<kDegree>& m, const T* row, int dim) {
+__device__ __forceinline__ float monomial_of_row(const Monomial<kDegree>& m, const T* row,
+                                                 int dim) {
   float x[kDegree];
 #pragma unroll
   for (int p = 0; p < kDegree; ++p) x[p] = m.index[p] < dim ? to_float(row[m.index[p]]) : 1.0f;
@@ -45,7 +48,8 @@ ATLAS_KERNEL void __launch_bounds__(kPolyThreads)
                          T* __restrict__ out,               // [rows, features]
                          int64_t rows, int dim, int64_t features) {
   constexpr int kWidth = kPackWidth<T>;
-  const unsigned piece = blockIdx.x * kPolyThreads + threadIdx.x, width = static_cast<unsigned>(features);
+  const unsigned piece = blockIdx.x * kPolyThreads + threadIdx.x,
+                 width = static_cast<unsigned>(features);
   if (piece >= width) return;  // a group of kWidth rows has `features` pieces
   Monomial<kDegree> monomials[kWidth];
   int row_of[kWidth];
@@ -69,12 +73,13 @@ ATLAS_KERNEL void __launch_bounds__(kPolyThreads)
 #pragma unroll
     for (int i = 0; i < kWidth; ++i)
       if (first + row_of[i] < rows)
-        target[i] = from_float<T>(
-            monomial_of_row(monomials[i], x + (first + row_of[i]) * dim, dim));
+        target[i] =
+            from_float<T>(monomial_of_row(monomials[i], x + (first + row_of[i]) * dim, dim));
   }
 }
 
-// Floats that the lanes of one row need: x, its gradient, and u of the monomials of degree 1 to p-1.
+// Floats that the lanes of one row need: x, its gradient, and u of the monomials of degree 1 to
+// p-1.
 __host__ __device__ constexpr int64_t poly_row_sums(int dim, int degree) {
   int64_t total = 0;
   for (int l = 1; l < degree; ++l) total += monomial_count(dim, l);
@@ -159,7 +164,8 @@ __device__ __forceinline__ void poly_backward_level(const PolyRow& row, float& g
     float multinomial;
     walk.counts(run, multinomial);
     const float children = multinomial * static_cast<float>(l + 1);
-    const float other = square_root(children), same = square_root(children * small_reciprocal(run + 1));
+    const float other = square_root(children),
+                same = square_root(children * small_reciprocal(run + 1));
     const float product = walk.product(row.x);
     float sum = 0;
     for (int j = last / kLanes * kLanes + lane; j < dim; j += kLanes) {
@@ -192,7 +198,7 @@ ATLAS_KERNEL void __launch_bounds__(kPolyThreads, 4)
                                   int64_t rows, int dim, int64_t features) {
   constexpr int kRows = kPolyThreads / kLanes;  // rows of a block at a time
   DYNAMIC_SHARED(float, shared);
-  SHARED_ARRAY(float, totals, kPolyWarps * (kDegree + 1));
+  SHARED_ARRAY(float, totals, kPolyWarps*(kDegree + 1));
   const int slot = static_cast<int>(threadIdx.x) / kLanes, lane = lane_id() % kLanes;
   const int64_t sums = poly_row_sums(dim, kDegree);
   PolyRow row;
@@ -224,8 +230,7 @@ ATLAS_KERNEL void __launch_bounds__(kPolyThreads, 4)
       sync_warp();
     }
     if (grad_x == nullptr || !valid) continue;
-    for (int j = lane; j < dim; j += kLanes)
-      grad_x[at * dim + j] = from_float<T>(row.grad_x[j]);
+    for (int j = lane; j < dim; j += kLanes) grad_x[at * dim + j] = from_float<T>(row.grad_x[j]);
   }
   if (partials == nullptr) return;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;

@@ -2,14 +2,14 @@
 // Products of matrices in shared memory, one warp making 16 rows of the result at a time, in one
 // interface for every arithmetic:
 //
-//   HalfTile<bf16|f16>  16-bit operands on tensor cores, float sums (f16 from sm_75, bf16 from sm_80)
-//   Tf32Tile            float operands rounded to tf32 on tensor cores, float sums (sm_80)
+//   HalfTile<bf16|f16>  16-bit operands on tensor cores, float sums (f16 from sm_75, bf16 from
+//   sm_80) Tf32Tile            float operands rounded to tf32 on tensor cores, float sums (sm_80)
 //   FloatTile           float multiply-adds
 //
-// Tile::kCapability is the least that a device needs. Tile::Element is what shared memory holds. A leading dimension is the width plus Tile::kPad: then
-// rows start on 16 bytes, and the eight rows that ldmatrix reads at once, or the four that a quarter
-// warp reads, lie in different banks. Depths are multiples of 16 (pad with zeros); all lanes of the
-// warp take part.
+// Tile::kCapability is the least that a device needs. Tile::Element is what shared memory holds. A
+// leading dimension is the width plus Tile::kPad: then rows start on 16 bytes, and the eight rows
+// that ldmatrix reads at once, or the four that a quarter warp reads, lie in different banks.
+// Depths are multiples of 16 (pad with zeros); all lanes of the warp take part.
 //
 // Rows<kCols>: the warp's 16 x kCols results, spread over its lanes; visit(use) calls
 // use(row, column, v0, v1) for each pair of neighbouring columns that the lane holds.
