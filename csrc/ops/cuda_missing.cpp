@@ -1,4 +1,4 @@
-// CUDA tensors meet a clear error, whatever the build: this version has CPU kernels only.
+// CUDA tensors meet a clear error where the build has no kernel for them.
 #include <torch/csrc/stable/library.h>
 
 #include <stdexcept>
@@ -6,11 +6,18 @@
 
 namespace {
 
+#ifdef USE_CUDA
+constexpr const char* kAdvice =
+    "this version of atlas_ext has no CUDA kernel for this operator: move the inputs to the CPU";
+#else
+constexpr const char* kAdvice =
+    "this build of atlas_ext has no CUDA kernels: move the inputs to the CPU, or build atlas_ext "
+    "with nvcc and a CUDA build of torch";
+#endif
+
 [[noreturn]] void refuse(const char* op) {
-  throw std::runtime_error(
-      std::string(op) +
-      ": tensors: wanted CPU tensors, got CUDA tensors; this version of atlas_ext has no CUDA "
-      "kernels: move the inputs to the CPU, or install a version and a build that have them");
+  throw std::runtime_error(std::string(op) + ": tensors: wanted CPU tensors, got CUDA tensors; " +
+                           kAdvice);
 }
 
 }  // namespace
@@ -18,10 +25,12 @@ namespace {
 #define ATLAS_REFUSE(op) library.impl(#op, [](StableIValue*, uint64_t, uint64_t) { refuse(#op); })
 
 STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CUDA, library) {
+#ifndef USE_CUDA
   ATLAS_REFUSE(poly_features);
   ATLAS_REFUSE(poly_features_backward);
   ATLAS_REFUSE(newton_schulz);
   ATLAS_REFUSE(newton_schulz_backward);
+#endif
   ATLAS_REFUSE(omega_rule);
   ATLAS_REFUSE(omega_rule_backward);
   ATLAS_REFUSE(omega_rule_update);

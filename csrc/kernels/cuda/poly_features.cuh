@@ -8,8 +8,8 @@
 //
 // Backward: kLanes lanes take a row. For each monomial m of degree l < p, largest degree first, the
 // lanes run over its children m x_j, whose gradients stand side by side:
-//   u_{m j} = weight g_{m j} + (what its own children left),  gx_j += u_{m j} m,  u_m = sum_j u_{m
-//   j} x_j
+//   u_{m j} = weight g_{m j} + (what its own children left),
+//   gx_j += u_{m j} m,  u_m = sum_j u_{m j} x_j
 // One pass over grad; a lane always has the same j, so nothing is added to by two lanes. Sums are
 // in float; the scales' gradient is summed per lane, then per block, then by one block in order.
 #include "kernels/cuda/monomial.cuh"
@@ -78,8 +78,7 @@ ATLAS_KERNEL void __launch_bounds__(kPolyThreads)
   }
 }
 
-// Floats that the lanes of one row need: x, its gradient, and u of the monomials of degree 1 to
-// p-1.
+// Floats that the lanes of one row need for u of the monomials of degree 1 to p - 1.
 __host__ __device__ constexpr int64_t poly_row_sums(int dim, int degree) {
   int64_t total = 0;
   for (int l = 1; l < degree; ++l) total += monomial_count(dim, l);

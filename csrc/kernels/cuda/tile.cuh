@@ -2,8 +2,8 @@
 // Products of matrices in shared memory, one warp making 16 rows of the result at a time, in one
 // interface for every arithmetic:
 //
-//   HalfTile<bf16|f16>  16-bit operands on tensor cores, float sums (f16 from sm_75, bf16 from
-//   sm_80) Tf32Tile            float operands rounded to tf32 on tensor cores, float sums (sm_80)
+//   HalfTile<bf16|f16>  16-bit operands on tensor cores, float sums (f16: sm_75, bf16: sm_80)
+//   Tf32Tile            float operands rounded to tf32 on tensor cores, float sums (sm_80)
 //   FloatTile           float multiply-adds
 //
 // Tile::kCapability is the least that a device needs. Tile::Element is what shared memory holds. A
@@ -65,6 +65,7 @@ struct HalfTile {
     const T* a_row = kTransposed ? a + (matrix / 2 * 8 + in) * lda + matrix % 2 * 8
                                  : a + (matrix % 2 * 8 + in) * lda + matrix / 2 * 8;
     const T* b_row = b + (matrix % 2 * 8 + in) * ldb + matrix / 2 * 8;
+#pragma unroll 1  // more would spill in the backward
     for (int k = 0; k < depth; k += 16) {
       uint32_t fragment[4];
       if constexpr (kTransposed)
