@@ -173,8 +173,11 @@ def test_magnitudes(magnitude: float, side: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["offset", "transposed", "every other"])
-def test_odd_addresses_and_strides(layout: str, dtype: torch.dtype) -> None:
-    plain = matrices(3, 32, 48, dtype=dtype)
+@pytest.mark.parametrize("shape", [(3, 32, 48), (3, 48, 32)], ids=str)  # upright: cp.async
+def test_odd_addresses_and_strides(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype
+) -> None:
+    plain = matrices(*shape, dtype=dtype)
     if layout == "offset":
         x = torch.cat([plain.new_zeros(1), plain.flatten()])[1:].view_as(plain)
         assert x.data_ptr() % 16 != 0
