@@ -174,9 +174,7 @@ def test_magnitudes(magnitude: float, side: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["offset", "transposed", "every other"])
 @pytest.mark.parametrize("shape", [(3, 32, 48), (3, 48, 32)], ids=str)  # upright: cp.async
-def test_odd_addresses_and_strides(
-    shape: tuple[int, ...], layout: str, dtype: torch.dtype
-) -> None:
+def test_odd_addresses_and_strides(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> None:
     plain = matrices(*shape, dtype=dtype)
     if layout == "offset":
         x = torch.cat([plain.new_zeros(1), plain.flatten()])[1:].view_as(plain)
