@@ -133,9 +133,8 @@ void update_item(const UpdateTask<T>& task, const OmegaUpdate& args, const PolyM
                 options.deep() ? task.fp : task.dp, query);
   if (options.residual) axpy(task.y, T(1), task.k + rows * task.kp, value);
   store_array(args.o, (m * options.heads + head) * value, task.y, value);
-  shift_tail(args.k_tail, slot, head, task.window - 1, options.key_dim,
-             task.k + (rows - 1) * task.kp);
-  shift_tail(args.v_tail, slot, head, task.window - 1, value, task.values + (rows - 1) * value);
+  store_tail(args.k_tail, slot, head, task.window - 1, options.key_dim, task.k, task.kp, rows);
+  store_tail(args.v_tail, slot, head, task.window - 1, value, task.values, value, rows);
 }
 
 template <class T>

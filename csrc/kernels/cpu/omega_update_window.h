@@ -22,7 +22,8 @@ struct UpdateTask {
   T* x;                 // [W + 1, dp] phi of them, zero-padded
   T* xt;                // [D, rp] phi(k) transposed
   T* values;            // [W, V]
-  T* gamma;             // [W], oldest first
+  T* targets;           // [V, rp] values, less the raw keys under the residual, transposed
+  T* gamma;             // [rp], oldest first, zero-padded
   T *z[2], *a, *slope;  // [F, rp] the hidden layer at M_ref: z1, z3, act(z1), act'(z1)
   T* h;                 // [F, rp] a, or a * z3
   T* ht;                // [W, fp] h transposed
@@ -46,7 +47,8 @@ struct UpdateTask {
     x = options.degree == 0 ? k : arena.take((window + 1) * dp + width);
     xt = arena.take(features * rp);
     values = arena.take(window * value);
-    gamma = arena.take(window);
+    targets = arena.take(value * rp);
+    gamma = arena.take(rp);
     int64_t matrix = 0, scratch = 0;
     for (int l = 0; l < options.matrices; ++l) {
       const int64_t rows = options.rows_of(l), cols = options.cols_of(l);
@@ -112,6 +114,7 @@ void load_window(const UpdateTask<T>& task, const OmegaUpdate& args, const PolyM
   load_array(task.gamma, args.gamma.array,
              args.gamma.at(m, head) + (rows - 1) * args.gamma.stride[2], rows,
              -args.gamma.stride[2]);
+  fill_zero(task.gamma + rows, task.rp - rows);
   if (options.degree == 0) return;
   for (int64_t i = 0; i <= rows; ++i)
     poly_row(task.x + i * task.dp, task.k + i * task.kp, map, task.monomials);
@@ -160,11 +163,14 @@ void window_signals(const UpdateTask<T>& task, const OmegaUpdate& args, int64_t 
          options.deep() ? task.h : task.xt, task.rp, e, task.rp);
   else
     fill_zero(e, value * task.rp);
-  const bool residual = options.l2 && options.residual;
+  transpose(task.targets, task.rp, task.values, value, rows, value);
+  if (options.l2 && options.residual)
+    for (int64_t j = 0; j < value; ++j)
+      for (int64_t i = 0; i < rows; ++i) task.targets[j * task.rp + i] -= task.k[i * task.kp + j];
   for (int64_t j = 0; j < value; ++j)
-    for (int64_t i = 0; i < rows; ++i) {
-      const T raw = residual ? task.k[i * task.kp + j] : T(0);
-      e[j * task.rp + i] = task.gamma[i] * (e[j * task.rp + i] + raw - task.values[i * value + j]);
+    for (int64_t i = 0; i < padded<T>(rows); i += kWidth<T>) {
+      T* error = e + j * task.rp + i;
+      store(error, load(task.gamma + i) * (load(error) - load(task.targets + j * task.rp + i)));
     }
   if (!options.deep()) return;
   gemm(hidden, rows, value, state_operand<T>(args.chunk_weights[last], slot, head, true), e,
@@ -178,17 +184,15 @@ void window_signals(const UpdateTask<T>& task, const OmegaUpdate& args, int64_t 
   }
 }
 
+// The tail's last slots = the window's rows [rows, ld], the newest last: what was loaded from it goes
+// back one slot earlier. Slots before the sequence's start stay as they are.
 template <class T>
-void shift_tail(const StridedState& tail, int64_t slot, int64_t head, int64_t slots, int64_t width,
-                const T* newest) {
-  if (slots == 0) return;
-  const int64_t size = tail.array.dtype == Dtype::f64 ? 8 : tail.array.dtype == Dtype::f32 ? 4 : 2;
-  char* first =
-      static_cast<char*>(tail.array.data) + (slot * tail.stride[0] + head * tail.stride[2]) * size;
-  const int64_t step = tail.stride[1] * size;
-  for (int64_t i = 0; i + 1 < slots; ++i)
-    __builtin_memcpy(first + i * step, first + (i + 1) * step, width * size);
-  store_array({first + (slots - 1) * step, tail.array.dtype}, 0, newest, width);
+void store_tail(const StridedState& tail, int64_t slot, int64_t head, int64_t slots, int64_t width,
+                const T* window, int64_t ld, int64_t rows) {
+  for (int64_t i = larger(0, rows - slots); i < rows; ++i)
+    store_array(tail.array,
+                slot * tail.stride[0] + (slots - rows + i) * tail.stride[1] + head * tail.stride[2],
+                window + i * ld, width);
 }
 
 }  // namespace
