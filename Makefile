@@ -27,7 +27,7 @@ SHARE_VENV = $(PYTHON) -c '$(SITE)' > "$$($(BIN)/python -c '$(SITE)')/shared-tor
 
 help:
 	@echo "make demo        set up, train a small Atlas and its ablations on the CPU, write demo/"
-	@echo "make test        set up and run the tests          (PYTEST_ARGS=...)"
+	@echo "make test        set up and run the tests, also on emulated CUDA (PYTEST_ARGS=...)"
 	@echo "make bench       set up and run the speed table    (BENCH_ARGS=...)"
 	@echo "make setup       set up only: $(VENV) with torch, the compiled operators, an editable install"
 	@echo "make lint        formatting, lint and types; make format repairs the formatting"
@@ -41,8 +41,9 @@ setup: $(LIBRARY)
 demo: $(LIBRARY)
 	$(BIN)/python examples/train_lm.py --out demo $(DEMO_ARGS)
 
-test: $(LIBRARY)
+test: emulate
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(if $(PYTEST_ARGS),,$(BIN)/python -m pytest -q --backend emulated)
 
 bench: $(LIBRARY)
 	$(BIN)/python -m bench.run $(BENCH_ARGS)
