@@ -95,9 +95,7 @@ class UpdateCase(Case):
         return roofline.omega_rule_update_flops(self.sequences, HEADS, self.shapes, WINDOW)
 
 
-def _case(
-    name: str, shapes: Shapes, options: dict[str, Any], target: float | None
-) -> UpdateCase:
+def _case(name: str, shapes: Shapes, options: dict[str, Any], target: float | None) -> UpdateCase:
     return UpdateCase(
         name=f"omega_rule_update {name}, 64 sequences H4 K64 V64 W16, momentum",
         op="omega_rule_update",

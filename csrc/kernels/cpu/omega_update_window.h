@@ -184,8 +184,8 @@ void window_signals(const UpdateTask<T>& task, const OmegaUpdate& args, int64_t 
   }
 }
 
-// The tail's last slots = the window's rows [rows, ld], the newest last: what was loaded from it goes
-// back one slot earlier. Slots before the sequence's start stay as they are.
+// The tail's last slots = the window's rows [rows, ld], the newest last: what was loaded from it
+// goes back one slot earlier. Slots before the sequence's start stay as they are.
 template <class T>
 void store_tail(const StridedState& tail, int64_t slot, int64_t head, int64_t slots, int64_t width,
                 const T* window, int64_t ld, int64_t rows) {

@@ -8,8 +8,9 @@
 //
 // Tile::kCapability is the least that a device needs. Tile::Element is what shared memory holds. A
 // leading dimension is the width plus Tile::kPad: then rows start on 16 bytes, and the eight rows
-// that ldmatrix reads at once, or the four that a quarter warp reads, lie in different banks.
-// Depths are multiples of 16 (pad with zeros); all lanes of the warp take part.
+// that ldmatrix reads at once lie in different banks; of the float tiles' loads some take two
+// passes (docs/cuda.md). Depths are multiples of 16 (pad with zeros); all lanes of the warp take
+// part.
 //
 // Rows<kCols>: the warp's 16 x kCols results, spread over its lanes; visit(use) calls
 // use(row, column, v0, v1) for each pair of neighbouring columns that the lane holds.
