@@ -74,7 +74,8 @@ def plan_source(with_cuda: bool) -> tuple[str, Callable[..., str]] | None:
         load_emulated()
     except ImportError:
         return None
-    return "the emulated library", torch.ops.atlas_ext_emulated.cuda_plan
+    plan = getattr(torch.ops.atlas_ext_emulated, "cuda_plan", None)  # an old build has none
+    return None if plan is None else ("the emulated library", plan)
 
 
 def print_plans(with_cuda: bool) -> None:
