@@ -245,3 +245,9 @@ def test_feature_scales_start_as_the_truncated_exponential() -> None:
     scales = make_layer("atlas").feature_scales
     expected = [1 / math.sqrt(math.factorial(n)) for n in range(3)]
     torch.testing.assert_close(scales.detach(), torch.tensor(expected))
+
+
+def test_a_step_of_zero_is_a_step_of_zero() -> None:
+    layer = OmegaMemory(HIDDEN, HEADS, step_size=0.0)
+    _, eta, *_ = layer.compute_gates(torch.randn(1, 3, HIDDEN))
+    assert torch.count_nonzero(eta) == 0

@@ -119,7 +119,7 @@ def test_gram_form_is_as_accurate_as_the_direct_form(shape: tuple[int, int]) -> 
         wanted = reference.newton_schulz(x.double())
         errors.append([relative_error(f(x), wanted) for f in (newton_schulz, direct)])
     ours, theirs = torch.tensor(errors, dtype=torch.float64).square().mean(0).sqrt().tolist()
-    assert ours <= 1.2 * theirs, errors  # 0.9 here; the order of summation is another
+    assert ours <= theirs, errors
 
 
 @pytest.mark.parametrize("magnitude", [1e-20, 1e-12, 1e12, 1e20])

@@ -83,10 +83,12 @@ class OmegaMemory(nn.Module):
         shapes = memory_shapes(memory, self.head_dim, degree, expansion)
         deep = len(shapes) > 1
         self.initial_stds = initial_stds(shapes, degree, activation)
-        self.step_size = step_size or default_step_size(
-            *(objective, momentum, ns_steps, ns_every, chunk_size),
-            degree=degree, matrices=len(shapes),
-        )  # fmt: skip
+        if step_size is None:
+            step_size = default_step_size(
+                *(objective, momentum, ns_steps, ns_every, chunk_size),
+                degree=degree, matrices=len(shapes),
+            )  # fmt: skip
+        self.step_size = step_size
         self.options: dict[str, Any] = {
             "objective": objective,
             "activation": activation if deep else "gelu",

@@ -85,12 +85,10 @@ struct HalfTile {
   }
 };
 
-struct Tf32Tile {
+// What the tiles of float elements share.
+struct FloatElements {
   using Element = float;
   static constexpr int kPad = 4;
-  static constexpr int kCapability = 80;
-  template <int kCols>
-  using Rows = MmaRows<kCols>;
 
   __device__ static __forceinline__ float load(float x) { return x; }
   __device__ static __forceinline__ float store(float x) { return x; }
@@ -98,6 +96,12 @@ struct Tf32Tile {
     at[0] = v0;
     at[1] = v1;
   }
+};
+
+struct Tf32Tile : FloatElements {
+  static constexpr int kCapability = 80;
+  template <int kCols>
+  using Rows = MmaRows<kCols>;
 
   template <bool kTransposed, int kCols>
   __device__ static __forceinline__ void multiply(MmaRows<kCols>& rows, const float* a, int lda,
@@ -142,19 +146,10 @@ struct FloatRows {
   }
 };
 
-struct FloatTile {
-  using Element = float;
-  static constexpr int kPad = 4;
+struct FloatTile : FloatElements {
   static constexpr int kCapability = 75;
   template <int kCols>
   using Rows = FloatRows<kCols>;
-
-  __device__ static __forceinline__ float load(float x) { return x; }
-  __device__ static __forceinline__ float store(float x) { return x; }
-  __device__ static __forceinline__ void store2(float* at, float v0, float v1) {
-    at[0] = v0;
-    at[1] = v1;
-  }
 
   template <bool kTransposed, int kCols>
   __device__ static __forceinline__ void multiply(FloatRows<kCols>& rows, const float* a, int lda,
