@@ -30,8 +30,8 @@ STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CUDA, library) {
   ATLAS_REFUSE(poly_features_backward);
   ATLAS_REFUSE(newton_schulz);
   ATLAS_REFUSE(newton_schulz_backward);
-#endif
   ATLAS_REFUSE(omega_rule);
+#endif
   ATLAS_REFUSE(omega_rule_backward);
   ATLAS_REFUSE(omega_rule_update);
 }

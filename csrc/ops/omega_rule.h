@@ -178,4 +178,73 @@ inline void check_cu_seqlens(const char* op, const MaybeTensor& cu_seqlens, cons
   ATLAS_CHECK(q.size(0) == 1, op, "q", "[B, T, H, K] with B = 1 beside cu_seqlens", describe(q));
 }
 
+// Everything that the schema gives forward and backward alike, checked.
+inline OmegaShape check_omega_rule(const char* op, const Tensor& q, const Tensor& k,
+                                   const Tensor& v, const Tensor& gamma, const Tensor& eta,
+                                   const MaybeTensor& log_alpha, const MaybeTensor& log_theta,
+                                   const Tensors& weights, const Tensors& momentum,
+                                   const Tensors& chunk_weights, const MaybeTensor& k_tail,
+                                   const MaybeTensor& v_tail, const MaybeTensor& position,
+                                   const MaybeTensor& feature_scales, const MaybeTensor& ns_table,
+                                   const MaybeTensor& cu_seqlens, const OmegaRuleOptions& given) {
+  check_tokens(op, "B, T, H", q, k, v, gamma, eta, log_alpha, log_theta);
+  check_options(op, given, ns_table, feature_scales, q, v);
+  check_cu_seqlens(op, cu_seqlens, q);
+  OmegaShape shape{q.size(0),     q.size(1),
+                   q.size(2),     q.size(3),
+                   v.size(3),     features_of(q.size(3), given.degree),
+                   gamma.size(3), cu_seqlens ? cu_seqlens->numel() - 1 : q.size(0)};
+  const bool has_state = !chunk_weights.empty();
+  const char* name = has_state ? "initial_state.weights" : "weights";
+  set_memory(shape, op, name, weights);
+  check_memory(op, name, weights, q, shape, has_state);
+  if (has_state)
+    check_state(op, "initial_state.", momentum, chunk_weights, *k_tail, *v_tail, *position, q,
+                shape);
+  return shape;
+}
+
+// Checkpoints of a call: an upper bound that follows from shapes alone. A sequence that starts in
+// mid-chunk has one chunk more than its length alone tells.
+inline int64_t checkpoints_of(const OmegaShape& shape, int64_t chunk, bool has_position,
+                              bool packed) {
+  const int64_t extra = has_position ? 1 : 0;
+  if (packed) return shape.tokens / chunk + shape.sequences * (1 + extra);
+  return shape.sequences * ((shape.tokens + chunk - 1) / chunk + extra);
+}
+
+// Shapes of the list that omega_rule returned with save_checkpoints.
+inline void check_checkpoints(const char* op, const Tensors& checkpoints, const OmegaShape& shape,
+                              int64_t count, bool momentum, ScalarType sums) {
+  const auto matrices = static_cast<size_t>(shape.matrices);
+  ATLAS_CHECK(checkpoints.size() == (momentum ? 2 : 1) * matrices, op, "checkpoints",
+              "what omega_rule returned with save_checkpoints",
+              std::to_string(checkpoints.size()) + " tensors");
+  for (size_t i = 0; i < checkpoints.size(); ++i) {
+    const Tensor& checkpoint = checkpoints[i];
+    const std::vector<int64_t> sizes = matrix_shape(shape, static_cast<int64_t>(i % matrices));
+    check_shape(op, "checkpoints", checkpoint, {count, shape.heads, sizes[1], sizes[0]},
+                "[checkpoints, H, in, out]");
+    ATLAS_CHECK(checkpoint.is_contiguous() && checkpoint.scalar_type() == sums, op, "checkpoints",
+                "contiguous " + dtype_name(sums), describe(checkpoint));
+  }
+}
+
+// Bits of grad_mask, in the order of the schema's inputs.
+enum Wanted : int64_t {
+  kQ = 1,
+  kK = 2,
+  kV = 4,
+  kGamma = 8,
+  kEta = 16,
+  kLogAlpha = 32,
+  kLogTheta = 64,
+  kWeights = 128,
+  kMomentum = 256,
+  kChunkWeights = 512,
+  kKTail = 1024,
+  kVTail = 2048,
+  kScales = 4096
+};
+
 }  // namespace atlas::ops

@@ -7,23 +7,6 @@ namespace {
 
 namespace cpu = kernels::cpu;
 
-// Bits of grad_mask, in the order of the schema's inputs.
-enum Wanted : int64_t {
-  kQ = 1,
-  kK = 2,
-  kV = 4,
-  kGamma = 8,
-  kEta = 16,
-  kLogAlpha = 32,
-  kLogTheta = 64,
-  kWeights = 128,
-  kMomentum = 256,
-  kChunkWeights = 512,
-  kKTail = 1024,
-  kVTail = 2048,
-  kScales = 4096
-};
-
 using Backward = std::tuple<Tensors, Tensors, Tensors, Tensors>;
 
 // `grads` holds the gradients of q, k, v, gamma, eta, log_alpha, log_theta, k_tail, v_tail and
@@ -52,17 +35,8 @@ Backward omega_rule_backward_cpu(
                         ns_every, chunk_size});
   const OmegaShape& shape = call.shape;
   const size_t matrices = static_cast<size_t>(shape.matrices);
-  ATLAS_CHECK(checkpoints.size() == (log_theta ? 2 : 1) * matrices, op, "checkpoints",
-              "what omega_rule returned with save_checkpoints",
-              std::to_string(checkpoints.size()) + " tensors");
-  for (size_t i = 0; i < checkpoints.size(); ++i) {
-    const Tensor& checkpoint = checkpoints[i];
-    const std::vector<int64_t> sizes = matrix_shape(shape, static_cast<int64_t>(i % matrices));
-    check_shape(op, "checkpoints", checkpoint, {call.checkpoints, shape.heads, sizes[1], sizes[0]},
-                "[checkpoints, H, in, out]");
-    ATLAS_CHECK(checkpoint.is_contiguous() && checkpoint.scalar_type() == compute_type(q), op,
-                "checkpoints", "contiguous " + dtype_name(compute_type(q)), describe(checkpoint));
-  }
+  check_checkpoints(op, checkpoints, shape, call.checkpoints, log_theta.has_value(),
+                    compute_type(q));
   for (const auto& [name, grads] : {std::pair<const char*, const Tensors&>{"weights", grad_weights},
                                     {"momentum", grad_momentum},
                                     {"chunk_weights", grad_chunk_weights}})

@@ -48,21 +48,9 @@ OmegaCall::OmegaCall(const char* op, const Tensor& q, const Tensor& k, const Ten
                      const MaybeTensor& v_tail, const MaybeTensor& position,
                      const MaybeTensor& feature_scales, const MaybeTensor& ns_table,
                      const MaybeTensor& cu_seqlens, const OmegaRuleOptions& given) {
-  check_tokens(op, "B, T, H", q, k, v, gamma, eta, log_alpha, log_theta);
-  check_options(op, given, ns_table, feature_scales, q, v);
-  check_cu_seqlens(op, cu_seqlens, q);
-  shape = {q.size(0),     q.size(1),
-           q.size(2),     q.size(3),
-           v.size(3),     features_of(q.size(3), given.degree),
-           gamma.size(3), cu_seqlens ? cu_seqlens->numel() - 1 : q.size(0)};
-  const bool has_state = !chunk_weights.empty();
-  const char* name = has_state ? "initial_state.weights" : "weights";
-  set_memory(shape, op, name, weights);
-  check_memory(op, name, weights, q, shape, has_state);
-  if (has_state)
-    check_state(op, "initial_state.", momentum, chunk_weights, *k_tail, *v_tail, *position, q,
-                shape);
-
+  shape = check_omega_rule(op, q, k, v, gamma, eta, log_alpha, log_theta, weights, momentum,
+                           chunk_weights, k_tail, v_tail, position, feature_scales, ns_table,
+                           cu_seqlens, given);
   held = std::make_unique<OmegaCpuOptions>(shape, given, feature_scales, ns_table, compute_type(q));
   find_sequences(op, position, cu_seqlens);
   in.q = strided(q);
@@ -94,11 +82,9 @@ void OmegaCall::find_sequences(const char* op, const MaybeTensor& position,
                 "0 to T = " + std::to_string(shape.tokens) + ", never decreasing",
                 shape_text(bounds));
   }
-  // A sequence that starts in mid-chunk has one chunk more than its length alone tells.
   const int64_t extra = position ? 1 : 0, chunk = options().chunk_size;
   const int64_t each = (shape.tokens + chunk - 1) / chunk + extra;
-  checkpoints =
-      cu_seqlens ? shape.tokens / chunk + shape.sequences * (1 + extra) : shape.sequences * each;
+  checkpoints = checkpoints_of(shape, chunk, position.has_value(), cu_seqlens.has_value());
   MaybeTensor positions;
   if (position) positions = torch::stable::contiguous(*position);
   for (int64_t n = 0; n < shape.sequences; ++n) {

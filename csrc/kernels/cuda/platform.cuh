@@ -13,8 +13,11 @@
 // On a const struct parameter that is read by variable index: no copy of it in local memory.
 #ifdef __CUDACC__
 #define ATLAS_GRID_CONSTANT __grid_constant__
+// A function that many places of a kernel call: one copy of its code.
+#define ATLAS_SHARED_CODE __noinline__
 #else
 #define ATLAS_GRID_CONSTANT
+#define ATLAS_SHARED_CODE __attribute__((noinline))
 #endif
 
 #ifdef __CUDACC__

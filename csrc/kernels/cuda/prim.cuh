@@ -97,6 +97,9 @@ __device__ __forceinline__ float reciprocal(float x) {
   return y;
 }
 
+__device__ __forceinline__ float exponential(float x) { return expf(x); }
+__device__ __forceinline__ float error_function(float x) { return erff(x); }
+
 // ---- asynchronous copies from global to shared memory (sm_80 and up)
 
 // 16 bytes; both pointers are 16-byte aligned. Without `valid` the destination is zeroed and the

@@ -77,6 +77,9 @@ inline uint32_t float_to_bits(float x) { return emulation::float_as_bits(x); }
 inline float square_root(float x) { return sqrtf(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 
+inline float exponential(float x) { return expf(x); }
+inline float error_function(float x) { return erff(x); }
+
 // ---- asynchronous copies from global to shared memory
 
 inline void cp_async16(void* shared, const void* global, bool valid = true,

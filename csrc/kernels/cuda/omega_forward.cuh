@@ -1,0 +1,172 @@
+#pragma once
+// The forward pass of the Omega rule (spec section 1, docs/math/omega_rule.md): a block takes a
+// (sequence, head) and walks through its chunks with the memory at hand; nothing is exchanged
+// between blocks. All buffers are float, in shared memory as far as they fit (omega_work.cuh), else
+// in the block's part of the scratch. The block writes o of its tokens, its checkpoints and its
+// part of the final state.
+#include "kernels/cuda/omega_dual.cuh"
+#include "kernels/cuda/omega_muon.cuh"
+
+namespace atlas::kernels::cuda {
+
+// state = each [n, head, out, in] transposed; absent: zero. Barrier by the caller.
+__device__ __forceinline__ void load_state(float* state, const OmegaTensor* tensors,
+                                           const OmegaOptions& o, const OmegaItem& item) {
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = o.sizes.matrix[l];
+    const OmegaTensor& t = tensors[l];
+    const int64_t from = item.n * t.stride[0] + item.head * t.stride[1];
+    each(m.out, m.in, [&](int j, int i) {
+      state[m.at + i * m.ld + j] =
+          t.present ? load_value(t, from + j * t.stride[2] + i * t.stride[3]) : 0.0f;
+    });
+  }
+}
+
+// Each [N, H, out, in], contiguous, = a memory transposed; null: not wanted.
+__device__ __forceinline__ void store_memory(float* const* tensors, const Memory& memory,
+                                             const OmegaOptions& o, const OmegaItem& item) {
+  if (tensors[0] == nullptr) return;
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = o.sizes.matrix[l];
+    const View& from = memory.matrix[l];
+    float* const to = tensors[l] + (item.n * o.heads + item.head) * m.in * m.out;
+    each(m.out, m.in,
+         [&](int j, int i) { to[j * m.in + i] = from.at[i * from.row + j * from.column]; });
+  }
+}
+
+// Checkpoints are stored as the state is held, without its padding: each [in, out].
+__device__ __forceinline__ void save_checkpoint(float* const* checkpoints, const float* state,
+                                                const OmegaOptions& o, int64_t index, int head) {
+  if (checkpoints[0] == nullptr) return;
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = o.sizes.matrix[l];
+    float* const to = checkpoints[l] + (index * o.heads + head) * m.in * m.out;
+    each(m.in, m.out, [&](int i, int j) {
+      to[i * m.out + j] = state == nullptr ? 0.0f : state[m.at + i * m.ld + j];
+    });
+  }
+}
+
+// The final tail: the last W-1 tokens, from this call or from the tail it began with; zeros before
+// the sequence's start.
+__device__ __forceinline__ void store_tail(const OmegaResult& result, const OmegaTensor& tokens,
+                                           const OmegaTensor& tail, const OmegaOptions& o,
+                                           const OmegaItem& item, int width) {
+  if (result.data == nullptr) return;
+  const int slots = o.window - 1;
+  const int64_t at = token_offset(tokens, item),
+                tail_at = item.n * tail.stride[0] + item.head * tail.stride[2];
+  each(slots, width, [&](int slot, int j) {
+    const int64_t token = item.length - slots + slot;
+    float value = 0;
+    if (token >= 0)
+      value = load_value(tokens, at + token * tokens.stride[1] + j * tokens.stride[3]);
+    else if (tail.present && item.position + token >= 0)
+      value = load_value(tail, tail_at + (slots + token) * tail.stride[1] + j * tail.stride[3]);
+    store_value(result.data, result.dtype,
+                ((item.n * slots + slot) * o.heads + item.head) * width + j, value);
+  });
+}
+
+// w.y, with the residual, to o.
+__device__ __forceinline__ void store_output(const OmegaWork& w, const OmegaForward& args) {
+  const OmegaItem& item = w.item;
+  const OmegaChunk& c = w.chunk;
+  const OmegaOptions& o = args.options;
+  const OmegaSizes& sz = o.sizes;
+  const int64_t row = (item.batch * args.in.tokens + item.begin + c.first) * o.heads + item.head;
+  each(c.tokens, o.value, [&](int t, int j) {
+    float value = w.y[t * sz.vp + j];
+    if (o.residual) value += w.q[t * sz.kp + j];
+    store_value(args.o.data, args.o.dtype, (row + static_cast<int64_t>(t) * o.heads) * o.value + j,
+                value);
+  });
+}
+
+template <Arithmetic kArithmetic, bool kMuon>
+__device__ __forceinline__ void forward_chunk(const OmegaWork& w, const OmegaForward& args,
+                                              int64_t checkpoint) {
+  const OmegaOptions& o = args.options;
+  const bool ends = w.chunk.first + w.chunk.tokens == w.item.length;
+  load_chunk(w, o, args.in);
+  save_checkpoint(args.weights_checkpoints, w.weights, o, checkpoint, w.item.head);
+  if (o.momentum)
+    save_checkpoint(args.momentum_checkpoints, w.momentum, o, checkpoint, w.item.head);
+  if (ends) store_memory(args.chunk_weights, w.reference, o, w.item);
+  memory_signals<kArithmetic>(w, o);
+  if constexpr (kMuon)
+    muon_forward<kArithmetic>(w, o, args.in);
+  else
+    dual_forward<kArithmetic>(w, o, args.in, !ends || args.weights[0] != nullptr);
+  store_output(w, args);
+}
+
+// The item is in w. A barrier comes before.
+template <Arithmetic kArithmetic, bool kMuon>
+__device__ __forceinline__ void forward_item(OmegaWork& w, const OmegaForward& args) {
+  const OmegaOptions& o = args.options;
+  const OmegaItem& item = w.item;
+  load_state(w.weights, args.in.weights, o, item);
+  if (w.momentum != nullptr) load_state(w.momentum, args.in.momentum, o, item);
+  int64_t checkpoint = item.checkpoint;
+  for (int64_t first = 0; first < item.length; ++checkpoint) {
+    __syncthreads();
+    if (thread_id() == 0) {
+      w.chunk = chunk_from(o, item, first);
+      if (first > 0) w.reference = w.before;
+    }
+    __syncthreads();
+    first += w.chunk.tokens;
+    forward_chunk<kArithmetic, kMuon>(w, args, checkpoint);
+  }
+  __syncthreads();
+  for (; checkpoint < item.checkpoint_end; ++checkpoint) {  // of chunks that do not exist
+    save_checkpoint(args.weights_checkpoints, nullptr, o, checkpoint, item.head);
+    save_checkpoint(args.momentum_checkpoints, nullptr, o, checkpoint, item.head);
+  }
+  const int64_t end = item.position + item.length;
+  store_memory(args.weights, w.before, o, item);
+  if (o.momentum) store_memory(args.momentum, w.rate, o, item);
+  if (item.length == 0)
+    store_memory(args.chunk_weights, w.reference, o, item);
+  else if (end % o.chunk_size == 0)
+    store_memory(args.chunk_weights, w.before, o, item);
+  store_tail(args.k_tail, args.in.k, args.in.k_tail, o, item, o.key);
+  store_tail(args.v_tail, args.in.v, args.in.v_tail, o, item, o.value);
+  if (args.position != nullptr && item.head == 0 && thread_id() == 0) args.position[item.n] = end;
+}
+
+template <Arithmetic kArithmetic, bool kMuon>
+ATLAS_KERNEL void __launch_bounds__(kOmegaThreads)
+    omega_forward_kernel(ATLAS_GRID_CONSTANT const OmegaForward args) {
+  if constexpr (kCompiledCapability < kArithmeticCapability<kArithmetic>) return;
+  DYNAMIC_SHARED(float, shared);
+  SHARED_ARRAY(OmegaWork, work, 1);
+  if (thread_id() == 0) {
+    OmegaArena arena{shared, args.space.device + blockIdx.x * args.space.device_floats,
+                     args.space.shared_floats};
+    take_forward(work[0], arena, args.options);
+  }
+  __syncthreads();
+  OmegaWork& w = work[0];
+  begin_lift(w, args.options);
+  const int64_t items = args.in.sequences * args.options.heads;
+  for (int64_t index = blockIdx.x; index < items; index += gridDim.x) {
+    __syncthreads();
+    if (thread_id() == 0) {
+      w.item = omega_item(args.options, args.in, index);
+      set_memory(w.before, args.options, w.weights);
+      if (w.momentum != nullptr) set_memory(w.rate, args.options, w.momentum);
+      if (args.in.chunk_weights[0].present)
+        set_memory(w.reference, args.options, args.in.chunk_weights, w.item);
+      else
+        w.reference = w.before;
+    }
+    __syncthreads();
+    forward_item<kArithmetic, kMuon>(w, args);
+  }
+}
+
+}  // namespace atlas::kernels::cuda

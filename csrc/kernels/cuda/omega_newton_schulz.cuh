@@ -1,0 +1,100 @@
+#pragma once
+// Newton-Schulz of one matrix of a state by the whole block (spec section 4,
+// docs/math/newton_schulz.md), the matrix held [in, out] as the state has it.
+#include "kernels/cuda/newton_schulz_block.cuh"
+#include "kernels/cuda/omega_work.cuh"
+
+namespace atlas::kernels::cuda {
+
+constexpr float kOmegaNsEps = 1e-7f;
+
+// How the smaller side of a matrix lies: the steps multiply from that side.
+struct SmallerSide {
+  int side, other, ld;  // ld: of the squares
+  bool columns;         // out is the smaller one
+
+  __device__ __forceinline__ explicit SmallerSide(const OmegaMatrix& m)
+      : side(min(m.in, m.out)),
+        other(larger(m.in, m.out)),
+        ld(leading(min(m.in, m.out))),
+        columns(m.out <= m.in) {}
+
+  // Rows along the smaller side, [side, other].
+  __device__ __forceinline__ View wide(const float* x, int x_ld) const {
+    return columns ? transposed(x, x_ld) : plain(x, x_ld);
+  }
+  __device__ __forceinline__ View tall(const float* x, int x_ld) const {
+    return columns ? plain(x, x_ld) : transposed(x, x_ld);
+  }
+};
+
+// ||S||_F as MatrixNorm has it, for all threads.
+__device__ __forceinline__ MatrixNorm measure_matrix(const float* s, const OmegaMatrix& m,
+                                                     float eps, float* line) {
+  float largest = 0;
+  each(m.in, m.out, [&](int i, int j) {
+    const float value = s[i * m.ld + j], size = value < 0 ? -value : value;
+    largest = size > largest ? size : largest;
+  });
+  MatrixNorm norm;
+  norm.power = power_below(block_max(largest, line));
+  float sum = 0;
+  each(m.in, m.out, [&](int i, int j) {
+    const float value = s[i * m.ld + j] * norm.power;
+    sum += value * value;
+  });
+  norm.norm = square_root(block_sum(sum, line));
+  norm.whole = norm.norm + eps * norm.power;
+  return norm;
+}
+
+// z [side, ld] = a I + b A + c A², A = gram.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void step_polynomial(float* z, const float* gram, const SmallerSide& s,
+                                                const NewtonSchulzSchedule& schedule, int step) {
+  const float a = schedule_entry(schedule, step, 0), b = schedule_entry(schedule, step, 1),
+              c = schedule_entry(schedule, step, 2);
+  product<kArithmetic>(z, s.ld, s.side, s.side, s.side, plain(gram, s.ld), plain(gram, s.ld),
+                       {c, 0});
+  each(s.side, s.side,
+       [&](int i, int j) { z[i * s.ld + j] += b * gram[i * s.ld + j] + (i == j ? a : 0.0f); });
+  __syncthreads();
+}
+
+// x' = x times Z from the smaller side.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void step_apply(float* next, const float* x, const float* z,
+                                           const SmallerSide& s, const OmegaMatrix& m, float beta) {
+  if (s.columns)
+    product<kArithmetic>(next, m.ld, m.in, m.out, m.out, plain(x, m.ld), plain(z, s.ld), {1, beta});
+  else
+    product<kArithmetic>(next, m.ld, m.in, m.out, m.in, plain(z, s.ld), plain(x, m.ld), {1, beta});
+}
+
+// o = scale NS(S), both [in, ld]. work: X, its successor (matrices) and two squares. A barrier
+// comes before and after.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void block_newton_schulz(float* o, const float* s, const OmegaMatrix& m,
+                                                    const NewtonSchulzSchedule& schedule,
+                                                    float scale, float* const* work, float* line) {
+  const SmallerSide side(m);
+  float *x = work[0], *next = work[1], *gram = work[2], *z = work[3];
+  __syncthreads();
+  const MatrixNorm norm = measure_matrix(s, m, kOmegaNsEps, line);
+  each(m.in, m.out,
+       [&](int i, int j) { x[i * m.ld + j] = s[i * m.ld + j] * norm.power * norm.factor(); });
+  __syncthreads();
+  for (int step = 0; step < schedule.steps; ++step) {
+    product<kArithmetic>(gram, side.ld, side.side, side.side, side.other, side.wide(x, m.ld),
+                         side.tall(x, m.ld));
+    step_polynomial<kArithmetic>(z, gram, side, schedule, step);
+    step_apply<kArithmetic>(next, x, z, side, m, 0);
+    float* const old = x;
+    x = next;
+    next = old;
+  }
+  each(m.in, m.out, [&](int i, int j) { o[i * m.ld + j] = scale * x[i * m.ld + j]; });
+  __syncthreads();
+}
+
+}  // namespace atlas::kernels::cuda

@@ -1,0 +1,68 @@
+#include <algorithm>
+#include <limits>
+
+#include "kernels/cuda/capabilities.h"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/omega_forward.cuh"
+#include "kernels/cuda/omega_plan.h"
+
+namespace atlas::kernels::cuda {
+namespace {
+
+// Beside the dynamic shared memory: OmegaWork.
+constexpr int64_t kStaticBytes = 1 << 10;
+
+int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// So many warps as the largest product of a chunk has tiles, in powers of two.
+int block_threads_for(const OmegaOptions& o) {
+  const OmegaSizes& sz = o.sizes;
+  const auto tiles = [](int64_t rows, int64_t columns) {
+    return ceil_divide(rows, kTileRows) * ceil_divide(columns, kTileColumns);
+  };
+  int64_t most = tiles(o.chunk, sz.rows);
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = sz.matrix[l];
+    most = std::max(most, std::max(tiles(m.in, m.out), tiles(sz.rows, m.out)));
+  }
+  int warps = 2;
+  while (warps < kOmegaWarps && warps < most) warps *= 2;
+  return warps * kWarp;
+}
+
+bool take(OmegaPass, OmegaArena& arena, const OmegaOptions& o) {
+  OmegaWork work{};
+  return take_forward(work, arena, o);
+}
+
+}  // namespace
+
+OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
+                          int64_t items, int capability, int multiprocessors, int limit) {
+  if (limit < 0) limit = shared_kibibytes(capability) << 10;
+  const OmegaOptions o = sized(options);
+  constexpr int64_t kFloat = sizeof(float);
+  OmegaArena all{nullptr, nullptr, std::numeric_limits<int64_t>::max()};
+  take(pass, all, o);
+  const int64_t most = (limit - kStaticBytes) / kFloat;
+  OmegaArena arena{nullptr, nullptr, std::min(all.shared_used, most)};
+  OmegaPlan plan{};
+  plan.state_on_chip = take(pass, arena, o);
+  plan.tf32 = capability >= 80 && (dtype != Dtype::f32 || allow_tf32);
+  plan.threads = block_threads_for(o);
+  plan.shared_bytes = arena.shared_limit * kFloat;
+  plan.scratch_bytes = arena.device_used * kFloat;
+  // A block with scratch fills a multiprocessor; it then takes several items in turn.
+  plan.blocks = plan.scratch_bytes > 0 ? std::min<int64_t>(items, multiprocessors) : items;
+  plan.blocks = std::min<int64_t>(plan.blocks, std::numeric_limits<int>::max());
+  return plan;
+}
+
+OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
+                          int64_t items) {
+  const Device device = current_device();
+  return omega_rule_plan(pass, options, dtype, allow_tf32, items, device.capability,
+                         device.multiprocessors, device.shared_bytes);
+}
+
+}  // namespace atlas::kernels::cuda

@@ -1,0 +1,28 @@
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/omega_forward.cuh"
+#include "kernels/cuda/omega_plan.h"
+
+namespace atlas::kernels::cuda {
+namespace {
+
+template <bool kMuon>
+cudaError_t start(const OmegaForward& args, const OmegaPlan& plan, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(plan.blocks)), block(plan.threads);
+  if (plan.tf32)
+    return launch<omega_forward_kernel<Arithmetic::tf32, kMuon>>(grid, block, plan.shared_bytes,
+                                                                 stream, args);
+  return launch<omega_forward_kernel<Arithmetic::simple, kMuon>>(grid, block, plan.shared_bytes,
+                                                                 stream, args);
+}
+
+}  // namespace
+
+cudaError_t omega_rule(const OmegaForward& args, const OmegaPlan& plan, cudaStream_t stream) {
+  OmegaForward planned = args;
+  planned.options = sized(args.options);
+  planned.space = omega_space(plan, args.space.device);
+  return args.options.schedule.steps > 0 ? start<true>(planned, plan, stream)
+                                         : start<false>(planned, plan, stream);
+}
+
+}  // namespace atlas::kernels::cuda

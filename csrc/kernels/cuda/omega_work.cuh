@@ -1,0 +1,169 @@
+#pragma once
+// Sizes of one call of the Omega rule, and the buffers that a block works in. The same function
+// lays them out on the host, to know how much is needed, and on the device. Matrices are held
+// transposed, [in, out]; a state is all matrices of a memory, one behind the other.
+#include "kernels/cuda/block.cuh"
+#include "kernels/cuda/omega_rule.h"
+
+namespace atlas::kernels::cuda {
+
+constexpr int kOmegaThreads = 256;  // most of a block
+constexpr int kOmegaWarps = kOmegaThreads / kWarp;
+constexpr int kScaleSlots = 5;  // c_0 to c_4
+
+// A leading dimension of 4 modulo 8 floats: fragments of eight rows lie in different banks.
+__host__ __device__ __forceinline__ int leading(int width) { return (width + 3) / 8 * 8 + 4; }
+
+__host__ __device__ __forceinline__ int larger(int a, int b) { return a > b ? a : b; }
+__host__ __device__ __forceinline__ int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+__host__ __device__ __forceinline__ bool is_deep(const OmegaOptions& o) { return o.matrices > 1; }
+__host__ __device__ __forceinline__ bool is_gated(const OmegaOptions& o) { return o.matrices > 2; }
+__host__ __device__ __forceinline__ int last_matrix(const OmegaOptions& o) {
+  return o.matrices - 1;
+}
+__host__ __device__ __forceinline__ bool sees_phi(const OmegaOptions& o, int l) {
+  return l < o.sizes.first_layer;
+}
+
+// Takes buffers from shared memory as long as they fit, then from the block's scratch.
+struct OmegaArena {
+  float *shared, *device;
+  int64_t shared_limit;
+  int64_t shared_used = 0, device_used = 0;
+  bool last_shared = true;
+
+  __host__ __device__ __forceinline__ float* take(int64_t floats) {
+    floats = (floats + 3) / 4 * 4;
+    last_shared = shared_used + floats <= shared_limit;
+    int64_t& used = last_shared ? shared_used : device_used;
+    float* const memory = last_shared ? shared : device;
+    float* const taken = memory == nullptr ? nullptr : memory + used;
+    used += floats;
+    return taken;
+  }
+};
+
+// The monomials of phi: indices in ascending order, `key` past the monomial's own degree.
+struct OmegaLift {
+  uint32_t* indices;  // [features, 2], two to a word
+  float* roots;       // [features] root of the multinomial coefficient
+  float* tile;        // [rows, tp] phi of some rows, or a gradient of it
+};
+
+// One sequence and head: tokens [begin, begin + length) of batch row `batch`, whose first one has
+// the given position; its chunks' checkpoints are [checkpoint, checkpoint_end).
+struct OmegaItem {
+  int64_t n, batch, begin, length, position, checkpoint, checkpoint_end;
+  int head;
+};
+
+// Tokens [first, first + tokens) of the item; rows i < rows() of the window are the `overhang`
+// tokens before the chunk and the chunk's own. Token t of the chunk sees rows i <= overhang + t.
+struct OmegaChunk {
+  int64_t first, position;
+  int tokens, overhang;
+
+  __device__ __forceinline__ int rows() const { return overhang + tokens; }
+};
+
+// The matrices of a memory where they lie, [in, out] each.
+struct Memory {
+  View matrix[kOmegaMatrices];
+};
+
+// Where a block is and what it works on. It lies in shared memory itself: registers would not hold
+// it.
+struct OmegaWork {
+  OmegaItem item;
+  OmegaChunk chunk;
+  Memory reference;            // M_ref of the chunk
+  Memory before, rate;         // the memory and the momentum that enter the chunk
+  float *alpha, *theta, *eta;  // [chunk]
+  float *p, *s, *m;            // [chunk] scans, docs/math/omega_rule.md (13), (14)
+  float* line;                 // a float for each warp
+  float* c;                    // [5] the scales
+  float *q, *k;                // [chunk, kp], [rows, kp]
+  float* d[kOmegaMatrices];    // [rows, ld] error signals; the last one is e
+  float* z[2];                 // [rows, fp] z1, z3 at M_ref; in the forward these are d[0], d[1]
+  float *h, *b;                // [rows, fp] the hidden layer, and W2ᵀ e
+  float* queries[2];           // [chunk, fp] z1, z3 of the queries
+  float* query_h;              // [chunk, fp]
+  float* y;                    // [chunk, vp]
+  float *weights, *momentum;   // states
+  float *a, *cf;               // [chunk, rp]; forward: a is its last row
+  float* scores;               // [chunk, rp]
+  OmegaLift lift;
+  float* orthogonal;  // a state: NS(S)
+  float* ns[5];       // Newton-Schulz: X, its successor, and three squares
+};
+
+// What every pass has, the most used first.
+__host__ __device__ __forceinline__ void take_common(OmegaWork& w, OmegaArena& arena,
+                                                     const OmegaOptions& o) {
+  const OmegaSizes& sz = o.sizes;
+  w.alpha = arena.take(o.chunk);
+  w.theta = arena.take(o.chunk);
+  w.eta = arena.take(o.chunk);
+  w.p = arena.take(o.chunk);
+  w.s = arena.take(o.chunk);
+  w.m = arena.take(o.chunk);
+  w.line = arena.take(kOmegaWarps);
+  w.c = arena.take(kScaleSlots);
+  if (o.degree > 0) {
+    w.lift.tile = arena.take(static_cast<int64_t>(larger(sz.rows, o.chunk)) * sz.tp);
+    w.lift.indices = reinterpret_cast<uint32_t*>(arena.take(2 * static_cast<int64_t>(o.features)));
+    w.lift.roots = arena.take(o.features);
+  }
+}
+
+__host__ __device__ __forceinline__ void take_rows(OmegaWork& w, OmegaArena& arena,
+                                                   const OmegaOptions& o) {
+  const OmegaSizes& sz = o.sizes;
+  const int64_t rows = sz.rows, chunk = o.chunk;
+  w.q = arena.take(chunk * sz.kp);
+  w.k = arena.take(rows * sz.kp);
+  for (int l = 0; l < o.matrices; ++l) w.d[l] = arena.take(rows * sz.matrix[l].ld);
+  if (!is_deep(o)) return;
+  w.h = arena.take(rows * sz.fp);
+  w.b = arena.take(rows * sz.fp);
+  for (int l = 0; l < sz.first_layer; ++l) w.queries[l] = arena.take(chunk * sz.fp);
+  w.query_h = arena.take(chunk * sz.fp);
+}
+
+__host__ __device__ __forceinline__ void take_newton_schulz(OmegaWork& w, OmegaArena& arena,
+                                                            const OmegaOptions& o) {
+  const int64_t side = o.sizes.side;
+  for (int i = 2; i < 5; ++i) w.ns[i] = arena.take(side * leading(o.sizes.side));
+  for (int i = 0; i < 2; ++i) w.ns[i] = arena.take(o.sizes.largest);
+}
+
+// The forward's buffers; true if the state is in shared memory.
+__host__ __device__ __forceinline__ bool take_forward(OmegaWork& w, OmegaArena& arena,
+                                                      const OmegaOptions& o) {
+  const OmegaSizes& sz = o.sizes;
+  const bool muon = o.schedule.steps > 0;
+  take_common(w, arena, o);
+  w.weights = arena.take(sz.state);
+  bool on_chip = arena.last_shared;
+  w.momentum = nullptr;
+  if (o.momentum || muon) {
+    w.momentum = arena.take(sz.state);
+    on_chip = on_chip && arena.last_shared;
+  }
+  if (muon) take_newton_schulz(w, arena, o);
+  take_rows(w, arena, o);
+  w.z[0] = w.d[0];
+  w.z[1] = w.d[1];
+  w.y = arena.take(static_cast<int64_t>(o.chunk) * sz.vp);
+  w.a = arena.take(sz.rp);
+  if (muon) {
+    w.orthogonal = arena.take(sz.state);
+  } else {
+    w.scores = arena.take(static_cast<int64_t>(o.chunk) * sz.rp);
+    w.cf = arena.take(static_cast<int64_t>(o.chunk) * sz.rp);
+  }
+  return on_chip;
+}
+
+}  // namespace atlas::kernels::cuda

@@ -1,0 +1,163 @@
+#pragma once
+// From the tensors of the omega rule's operators to what the CUDA kernels take.
+#include <limits>
+
+#include "kernels/cuda/omega_rule.h"
+#include "ops/cuda_arguments.h"
+#include "ops/omega_rule.h"
+
+namespace atlas::ops {
+
+// A tensor as kernels read it (`update`: read and write).
+inline kernels::cuda::OmegaTensor omega_tensor(const CudaContext& cuda, const char* op,
+                                               const Tensor& tensor, const char* name,
+                                               bool update = false) {
+  kernels::cuda::OmegaTensor view{};
+  view.data = update ? cuda.update(tensor, name) : cuda.read(tensor, name);
+  view.dtype = cuda_dtype(op, name, tensor);
+  view.present = true;
+  for (int64_t i = 0; i < tensor.dim(); ++i) view.stride[i] = tensor.stride(i);
+  return view;
+}
+
+inline kernels::cuda::OmegaTensor omega_tensor(const CudaContext& cuda, const char* op,
+                                               const MaybeTensor& tensor, const char* name) {
+  return tensor ? omega_tensor(cuda, op, *tensor, name) : kernels::cuda::OmegaTensor();
+}
+
+inline void omega_tensors(const CudaContext& cuda, const char* op,
+                          kernels::cuda::OmegaTensor* views, const Tensors& matrices,
+                          const char* name, bool update = false) {
+  for (size_t l = 0; l < matrices.size(); ++l)
+    views[l] = omega_tensor(cuda, op, matrices[l], name, update);
+}
+
+inline kernels::cuda::OmegaResult omega_result(const CudaContext& cuda, const Tensor& tensor,
+                                               const char* name) {
+  return {cuda.write(tensor, name), cuda_dtype("omega_rule", name, tensor)};
+}
+
+// The kernels' options. `tensors` keeps alive what they point to.
+inline kernels::cuda::OmegaOptions omega_options(const CudaContext& cuda, const char* op,
+                                                 const OmegaShape& shape,
+                                                 const OmegaRuleOptions& given, bool momentum,
+                                                 const MaybeTensor& feature_scales,
+                                                 const MaybeTensor& ns_table, Tensors& tensors) {
+  constexpr int64_t kMost = int64_t{1} << 30;  // kernels index what belongs to one head in 32 bits
+  const int64_t chunk = std::max<int64_t>(1, std::min(given.chunk_size, shape.tokens)),
+                rows = chunk + shape.window, inputs = std::max(shape.features, shape.hidden) + 8,
+                outputs = std::max(shape.value, shape.hidden) + 8;
+  ATLAS_CHECK(shape.heads >= 1, op, "q", "H >= 1 on CUDA", std::to_string(shape.heads));
+  ATLAS_CHECK(shape.key < 65535 && 3 * inputs * outputs < kMost &&
+                  rows * (std::max(std::max(rows, shape.key), outputs) + 8) < kMost,
+              op, "q", "K < 65535, and matrices and chunks of fewer than 2^30 elements on CUDA",
+              "K = " + std::to_string(shape.key) + ", D = " + std::to_string(shape.features) +
+                  ", V = " + std::to_string(shape.value) + ", F = " + std::to_string(shape.hidden) +
+                  ", W = " + std::to_string(shape.window) + ", a chunk of " +
+                  std::to_string(chunk));
+  kernels::cuda::OmegaOptions options{};
+  options.heads = static_cast<int>(shape.heads);
+  options.key = static_cast<int>(shape.key);
+  options.value = static_cast<int>(shape.value);
+  options.features = static_cast<int>(shape.features);
+  options.hidden = static_cast<int>(shape.hidden);
+  options.window = static_cast<int>(shape.window);
+  options.matrices = static_cast<int>(shape.matrices);
+  options.chunk = static_cast<int>(chunk);
+  options.degree = static_cast<int>(given.degree);
+  options.activation = given.activation == "gelu"   ? kernels::cuda::OmegaActivation::gelu
+                       : given.activation == "silu" ? kernels::cuda::OmegaActivation::silu
+                                                    : kernels::cuda::OmegaActivation::identity;
+  options.l2 = given.objective == "l2";
+  options.residual = given.residual;
+  options.momentum = momentum;
+  options.chunk_size = given.chunk_size;
+  options.ns_every = given.ns_every;
+  const auto held = [&](const MaybeTensor& tensor, const char* name) -> const float* {
+    if (!tensor) return nullptr;
+    tensors.push_back(*float_copy(tensor));
+    return static_cast<const float*>(cuda.read(tensors.back(), name));
+  };
+  options.scales = held(feature_scales, "feature_scales");
+  kernels::cuda::NewtonSchulzSchedule& schedule = options.schedule;
+  schedule.steps = static_cast<int>(given.ns_steps);
+  schedule.table = held(ns_table, "ns_schedule");
+  constexpr int64_t kRows = sizeof schedule.row / sizeof schedule.row[0];
+  schedule.rows = static_cast<int>(std::min(given.ns_steps, kRows));
+  if (!ns_table) {
+    const std::vector<double> rows_of =
+        schedule_rows(std::nullopt, given.ns_schedule, schedule.rows);
+    for (int64_t i = 0; i < 3 * schedule.rows; ++i)
+      schedule.row[i / 3][i % 3] = static_cast<float>(rows_of[i]);
+  }
+  for (int64_t l = 0; l < shape.matrices; ++l) {
+    const std::vector<int64_t> sizes = matrix_shape(shape, l);
+    options.ns_scales[l] = static_cast<float>(ns_factor(given.ns_scale, sizes[0], sizes[1]));
+  }
+  return options;
+}
+
+// All that the schema gives forward and backward alike, checked, with what the kernels point to
+// kept alive.
+struct OmegaCudaCall {
+  const char* op;
+  OmegaShape shape;
+  kernels::cuda::Dtype dtype;
+  CudaContext cuda;
+  Tensors held;
+  kernels::cuda::OmegaOptions options;
+  kernels::cuda::OmegaInputs in{};
+  int64_t checkpoints;
+
+  OmegaCudaCall(const char* name, const Tensor& q, const Tensor& k, const Tensor& v,
+                const Tensor& gamma, const Tensor& eta, const MaybeTensor& log_alpha,
+                const MaybeTensor& log_theta, const Tensors& weights, const Tensors& momentum,
+                const Tensors& chunk_weights, const MaybeTensor& k_tail, const MaybeTensor& v_tail,
+                const MaybeTensor& position, const MaybeTensor& feature_scales,
+                const MaybeTensor& ns_table, const MaybeTensor& cu_seqlens,
+                const OmegaRuleOptions& given)
+      : op(name),
+        shape(check_omega_rule(op, q, k, v, gamma, eta, log_alpha, log_theta, weights, momentum,
+                               chunk_weights, k_tail, v_tail, position, feature_scales, ns_table,
+                               cu_seqlens, given)),
+        dtype(cuda_dtype(op, "q", q)),
+        cuda(q),
+        options(omega_options(cuda, op, shape, given, log_theta.has_value(), feature_scales,
+                              ns_table, held)),
+        checkpoints(
+            checkpoints_of(shape, given.chunk_size, position.has_value(), cu_seqlens.has_value())) {
+    in.q = omega_tensor(cuda, op, q, "q");
+    in.k = omega_tensor(cuda, op, k, "k");
+    in.v = omega_tensor(cuda, op, v, "v");
+    in.gamma = omega_tensor(cuda, op, gamma, "gamma");
+    in.eta = omega_tensor(cuda, op, eta, "eta");
+    in.log_alpha = omega_tensor(cuda, op, log_alpha, "log_alpha");
+    in.log_theta = omega_tensor(cuda, op, log_theta, "log_theta");
+    omega_tensors(cuda, op, in.weights, weights, "weights");
+    omega_tensors(cuda, op, in.momentum, momentum, "momentum");
+    omega_tensors(cuda, op, in.chunk_weights, chunk_weights, "chunk_weights");
+    in.k_tail = omega_tensor(cuda, op, k_tail, "k_tail");
+    in.v_tail = omega_tensor(cuda, op, v_tail, "v_tail");
+    if (position) {
+      held.push_back(torch::stable::contiguous(*position));
+      in.position = static_cast<const int64_t*>(cuda.read(held.back(), "position"));
+    }
+    if (cu_seqlens) {
+      held.push_back(torch::stable::contiguous(*cu_seqlens));
+      in.cu_seqlens = cuda.read(held.back(), "cu_seqlens");
+      in.wide_seqlens = cu_seqlens->scalar_type() == ScalarType::Long;
+    }
+    in.sequences = shape.sequences;
+    in.tokens = shape.tokens;
+    in.checkpoints = checkpoints;
+  }
+
+  int64_t items() const { return shape.sequences * shape.heads; }
+};
+
+// What blocks work in beside shared memory.
+inline Tensor omega_scratch(const Tensor& like, const kernels::cuda::OmegaPlan& plan) {
+  return torch::stable::new_empty(like, {plan.blocks * plan.scratch_bytes / 4}, ScalarType::Float);
+}
+
+}  // namespace atlas::ops
