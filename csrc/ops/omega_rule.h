@@ -230,6 +230,17 @@ inline void check_checkpoints(const char* op, const Tensors& checkpoints, const 
   }
 }
 
+inline void check_state_grads(const char* op, const Tensors& weights, const Tensors& momentum,
+                              const Tensors& chunk_weights, const OmegaShape& shape) {
+  for (const auto& [name, grads] : {std::pair<const char*, const Tensors&>{"weights", weights},
+                                    {"momentum", momentum},
+                                    {"chunk_weights", chunk_weights}})
+    ATLAS_CHECK(grads.empty() || static_cast<int64_t>(grads.size()) == shape.matrices, op,
+                std::string("grad_") + name,
+                "none, or one for each of " + std::to_string(shape.matrices) + " matrices",
+                std::to_string(grads.size()));
+}
+
 // Bits of grad_mask, in the order of the schema's inputs.
 enum Wanted : int64_t {
   kQ = 1,

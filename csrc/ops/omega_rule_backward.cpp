@@ -37,12 +37,7 @@ Backward omega_rule_backward_cpu(
   const size_t matrices = static_cast<size_t>(shape.matrices);
   check_checkpoints(op, checkpoints, shape, call.checkpoints, log_theta.has_value(),
                     compute_type(q));
-  for (const auto& [name, grads] : {std::pair<const char*, const Tensors&>{"weights", grad_weights},
-                                    {"momentum", grad_momentum},
-                                    {"chunk_weights", grad_chunk_weights}})
-    ATLAS_CHECK(grads.empty() || grads.size() == matrices, op, std::string("grad_") + name,
-                "none, or one for each of " + std::to_string(matrices) + " matrices",
-                std::to_string(grads.size()));
+  check_state_grads(op, grad_weights, grad_momentum, grad_chunk_weights, shape);
   cpu::OmegaBackward args{};
   args.options = call.options();
   args.in = call.in;

@@ -2,6 +2,8 @@
 // What a whole block does together on matrices of floats that lie anywhere, in shared or device
 // memory: loops over elements and one matrix product. `product` ends with a barrier, so its result
 // may be read; the loops do not.
+#include <type_traits>
+
 #include "kernels/cuda/reduce.cuh"
 
 namespace atlas::kernels::cuda {
@@ -62,17 +64,19 @@ __device__ __forceinline__ float block_max(float value, float* line) {
   return most;
 }
 
-// How products multiply: floats as they are, or rounded to tf32 on tensor cores (sm_80).
-enum class Arithmetic { simple, tf32 };
+// How products multiply: floats as they are; rounded to tf32 on tensor cores; or there, too, but as
+// a tf32 and the tf32 of what is left (three products, nearly as exact as floats).
+enum class Arithmetic { simple, tf32, split_tf32 };
 
 template <Arithmetic kArithmetic>
-constexpr int kArithmeticCapability = kArithmetic == Arithmetic::tf32 ? 80 : 75;
+constexpr int kArithmeticCapability = kArithmetic == Arithmetic::simple ? 75 : 80;
 
 // A warp's 16 x 32 results of a product.
 constexpr int kTileRows = 16, kTileColumns = 32;
 
 // One warp's tile as tensor cores hold it: four m16n8 results side by side. The pointers are the
 // lane's first elements; lanes beyond the matrix point into it, and their results are not stored.
+template <bool kSplit>
 struct Tf32ProductTile {
   float sums[4][4] = {};
   const float *a0, *a1, *b[4];
@@ -95,23 +99,43 @@ struct Tf32ProductTile {
                                        int k, int depth) {
     const int near = k + depth_lane, far = near + 4;
     const bool has_near = kWhole || near < depth, has_far = kWhole || far < depth;
-    uint32_t left[4] = {}, right[4][2] = {};
+    float left[4] = {}, right[4][2] = {};
     const float near_factor = factor != nullptr && has_near ? factor[near] : 1.0f;
     const float far_factor = factor != nullptr && has_far ? factor[far] : 1.0f;
     if (has_near) {
-      left[0] = to_tf32(a0[near * a.column]);
-      left[1] = to_tf32(a1[near * a.column]);
+      left[0] = a0[near * a.column];
+      left[1] = a1[near * a.column];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) right[j][0] = to_tf32(b[j][near * b_view.row] * near_factor);
+      for (int j = 0; j < 4; ++j) right[j][0] = b[j][near * b_view.row] * near_factor;
     }
     if (has_far) {
-      left[2] = to_tf32(a0[far * a.column]);
-      left[3] = to_tf32(a1[far * a.column]);
+      left[2] = a0[far * a.column];
+      left[3] = a1[far * a.column];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) right[j][1] = to_tf32(b[j][far * b_view.row] * far_factor);
+      for (int j = 0; j < 4; ++j) right[j][1] = b[j][far * b_view.row] * far_factor;
     }
+    uint32_t high[4], low[4];
+    split(high, low, left);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) mma_tf32_16x8x8(sums[j], left, right[j]);
+    for (int j = 0; j < 4; ++j) {
+      uint32_t b_high[2], b_low[2];
+      split(b_high, b_low, right[j]);
+      if constexpr (kSplit) {
+        mma_tf32_16x8x8(sums[j], low, b_high);
+        mma_tf32_16x8x8(sums[j], high, b_low);
+      }
+      mma_tf32_16x8x8(sums[j], high, b_high);
+    }
+  }
+
+  template <int kCount>
+  __device__ static __forceinline__ void split(uint32_t (&high)[kCount], uint32_t (&low)[kCount],
+                                               const float (&x)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      high[i] = to_tf32(x[i]);
+      if constexpr (kSplit) low[i] = to_tf32(x[i] - bits_to_float(high[i]));
+    }
   }
 
   static constexpr int kDepth = 8;
@@ -172,8 +196,8 @@ template <Arithmetic kArithmetic>
 __device__ ATLAS_SHARED_CODE void block_product(View a, View b, const float* depth_factor,
                                                 const float* row_factor, float* c, int ld, int m,
                                                 int n, int depth, float alpha, float beta) {
-  using Tile =
-      std::conditional_t<kArithmetic == Arithmetic::tf32, Tf32ProductTile, SimpleProductTile>;
+  using Tile = std::conditional_t<kArithmetic == Arithmetic::simple, SimpleProductTile,
+                                  Tf32ProductTile<kArithmetic == Arithmetic::split_tf32>>;
   const int across = (n + kTileColumns - 1) / kTileColumns,
             tiles = (m + kTileRows - 1) / kTileRows * across;
   for (int tile = thread_id() / kWarp; tile < tiles; tile += block_threads() / kWarp) {

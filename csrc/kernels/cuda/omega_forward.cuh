@@ -6,48 +6,9 @@
 // part of the final state.
 #include "kernels/cuda/omega_dual.cuh"
 #include "kernels/cuda/omega_muon.cuh"
+#include "kernels/cuda/omega_states.cuh"
 
 namespace atlas::kernels::cuda {
-
-// state = each [n, head, out, in] transposed; absent: zero. Barrier by the caller.
-__device__ __forceinline__ void load_state(float* state, const OmegaTensor* tensors,
-                                           const OmegaOptions& o, const OmegaItem& item) {
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    const OmegaTensor& t = tensors[l];
-    const int64_t from = item.n * t.stride[0] + item.head * t.stride[1];
-    each(m.out, m.in, [&](int j, int i) {
-      state[m.at + i * m.ld + j] =
-          t.present ? load_value(t, from + j * t.stride[2] + i * t.stride[3]) : 0.0f;
-    });
-  }
-}
-
-// Each [N, H, out, in], contiguous, = a memory transposed; null: not wanted.
-__device__ __forceinline__ void store_memory(float* const* tensors, const Memory& memory,
-                                             const OmegaOptions& o, const OmegaItem& item) {
-  if (tensors[0] == nullptr) return;
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    const View& from = memory.matrix[l];
-    float* const to = tensors[l] + (item.n * o.heads + item.head) * m.in * m.out;
-    each(m.out, m.in,
-         [&](int j, int i) { to[j * m.in + i] = from.at[i * from.row + j * from.column]; });
-  }
-}
-
-// Checkpoints are stored as the state is held, without its padding: each [in, out].
-__device__ __forceinline__ void save_checkpoint(float* const* checkpoints, const float* state,
-                                                const OmegaOptions& o, int64_t index, int head) {
-  if (checkpoints[0] == nullptr) return;
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    float* const to = checkpoints[l] + (index * o.heads + head) * m.in * m.out;
-    each(m.in, m.out, [&](int i, int j) {
-      to[i * m.out + j] = state == nullptr ? 0.0f : state[m.at + i * m.ld + j];
-    });
-  }
-}
 
 // The final tail: the last W-1 tokens, from this call or from the tail it began with; zeros before
 // the sequence's start.
@@ -139,7 +100,7 @@ __device__ __forceinline__ void forward_item(OmegaWork& w, const OmegaForward& a
 }
 
 template <Arithmetic kArithmetic, bool kMuon>
-ATLAS_KERNEL void __launch_bounds__(kOmegaThreads)
+ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
     omega_forward_kernel(ATLAS_GRID_CONSTANT const OmegaForward args) {
   if constexpr (kCompiledCapability < kArithmeticCapability<kArithmetic>) return;
   DYNAMIC_SHARED(float, shared);

@@ -109,7 +109,7 @@ __device__ __forceinline__ void orthogonalise(float* out, const float* momentum,
   for (int l = 0; l < o.matrices; ++l) {
     const OmegaMatrix& m = o.sizes.matrix[l];
     block_newton_schulz<kArithmetic>(out + m.at, momentum + m.at, m, o.schedule, o.ns_scales[l],
-                                     w.ns, w.line);
+                                     w.ns, w.squares, w.line);
   }
 }
 

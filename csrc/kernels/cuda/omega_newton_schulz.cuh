@@ -76,9 +76,10 @@ __device__ __forceinline__ void step_apply(float* next, const float* x, const fl
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void block_newton_schulz(float* o, const float* s, const OmegaMatrix& m,
                                                     const NewtonSchulzSchedule& schedule,
-                                                    float scale, float* const* work, float* line) {
+                                                    float scale, float* const* work,
+                                                    float* const* squares, float* line) {
   const SmallerSide side(m);
-  float *x = work[0], *next = work[1], *gram = work[2], *z = work[3];
+  float *x = work[0], *next = work[1], *const gram = squares[0], *const z = squares[1];
   __syncthreads();
   const MatrixNorm norm = measure_matrix(s, m, kOmegaNsEps, line);
   each(m.in, m.out,
@@ -94,6 +95,75 @@ __device__ __forceinline__ void block_newton_schulz(float* o, const float* s, co
     next = old;
   }
   each(m.in, m.out, [&](int i, int j) { o[i * m.ld + j] = scale * x[i * m.ld + j]; });
+  __syncthreads();
+}
+
+// One step of the adjoint: next = the gradient of x, given that of x' in grad. squares: four.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void step_backward(float* next, const float* grad, const float* x,
+                                              float* const* squares, const SmallerSide& side,
+                                              const OmegaMatrix& m,
+                                              const NewtonSchulzSchedule& schedule, int step) {
+  float *const gram = squares[0], *const z = squares[1], *const y = squares[2],
+               *const r = squares[3];
+  const int s = side.side, ld = side.ld;
+  const float b = schedule_entry(schedule, step, 1), c = schedule_entry(schedule, step, 2);
+  product<kArithmetic>(gram, ld, s, s, side.other, side.wide(x, m.ld), side.tall(x, m.ld));
+  product<kArithmetic>(y, ld, s, s, side.other, side.wide(x, m.ld), side.tall(grad, m.ld));
+  each(s, s, [&](int i, int j) { r[i * ld + j] = y[i * ld + j] + y[j * ld + i]; });
+  __syncthreads();
+  product<kArithmetic>(y, ld, s, s, s, plain(r, ld), plain(gram, ld));
+  each(s, s, [&](int i, int j) {
+    r[i * ld + j] = b * r[i * ld + j] + c * (y[i * ld + j] + y[j * ld + i]);
+  });
+  step_polynomial<kArithmetic>(z, gram, side, schedule, step);
+  step_apply<kArithmetic>(next, grad, z, side, m, 0);
+  step_apply<kArithmetic>(next, x, r, side, m, 1);
+}
+
+// grad_s = the gradient of S, given that of scale NS(S); all [in, ld]. work: two matrices and four
+// squares; tape: a matrix of `stride` floats for each step. Where S is zero, so is grad_s. A
+// barrier comes before and after.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void block_newton_schulz_backward(float* grad_s, const float* grad_o,
+                                                             const float* s, const OmegaMatrix& m,
+                                                             const NewtonSchulzSchedule& schedule,
+                                                             float scale, float* const* work,
+                                                             float* const* squares, float* tape,
+                                                             int stride, float* line) {
+  const SmallerSide side(m);
+  __syncthreads();
+  const MatrixNorm norm = measure_matrix(s, m, kOmegaNsEps, line);
+  each(m.in, m.out, [&](int i, int j) {
+    const int at = i * m.ld + j;
+    tape[at] = s[at] * norm.power * norm.factor();
+    work[0][at] = scale * grad_o[at];
+  });
+  __syncthreads();
+  for (int step = 0; step + 1 < schedule.steps; ++step) {
+    const float* const x = tape + static_cast<int64_t>(step) * stride;
+    product<kArithmetic>(squares[0], side.ld, side.side, side.side, side.other, side.wide(x, m.ld),
+                         side.tall(x, m.ld));
+    step_polynomial<kArithmetic>(squares[1], squares[0], side, schedule, step);
+    step_apply<kArithmetic>(tape + static_cast<int64_t>(step + 1) * stride, x, squares[1], side, m,
+                            0);
+  }
+  float *grad = work[0], *next = work[1];
+  for (int step = schedule.steps - 1; step >= 0; --step) {
+    step_backward<kArithmetic>(next, grad, tape + static_cast<int64_t>(step) * stride, squares,
+                               side, m, schedule, step);
+    float* const old = grad;
+    grad = next;
+    next = old;
+  }
+  float inward = 0;
+  each(m.in, m.out, [&](int i, int j) { inward += grad[i * m.ld + j] * tape[i * m.ld + j]; });
+  inward = block_sum(inward, line);
+  if (norm.norm != 0) inward *= norm.whole * reciprocal(norm.norm);
+  each(m.in, m.out, [&](int i, int j) {
+    const int at = i * m.ld + j;
+    grad_s[at] = (grad[at] - tape[at] * inward) * norm.factor() * norm.power;
+  });
   __syncthreads();
 }
 

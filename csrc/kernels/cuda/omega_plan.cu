@@ -3,13 +3,13 @@
 
 #include "kernels/cuda/capabilities.h"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/omega_forward.cuh"
+#include "kernels/cuda/omega_grads.cuh"
 #include "kernels/cuda/omega_plan.h"
 
 namespace atlas::kernels::cuda {
 namespace {
 
-// Beside the dynamic shared memory: OmegaWork.
+// Beside the dynamic shared memory: OmegaWork, OmegaGrads.
 constexpr int64_t kStaticBytes = 1 << 10;
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -30,9 +30,12 @@ int block_threads_for(const OmegaOptions& o) {
   return warps * kWarp;
 }
 
-bool take(OmegaPass, OmegaArena& arena, const OmegaOptions& o) {
+// Lays the pass's buffers out; true if the state stays in shared memory.
+bool take(OmegaPass pass, OmegaArena& arena, const OmegaOptions& o) {
   OmegaWork work{};
-  return take_forward(work, arena, o);
+  OmegaGrads grads{};
+  if (pass == OmegaPass::forward) return take_forward(work, arena, o);
+  return take_backward(work, grads, arena, o, true, block_threads_for(o));
 }
 
 }  // namespace
@@ -48,7 +51,7 @@ OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dty
   OmegaArena arena{nullptr, nullptr, std::min(all.shared_used, most)};
   OmegaPlan plan{};
   plan.state_on_chip = take(pass, arena, o);
-  plan.tf32 = capability >= 80 && (dtype != Dtype::f32 || allow_tf32);
+  plan.tensor_cores = capability >= 80 && (dtype != Dtype::f32 || allow_tf32);
   plan.threads = block_threads_for(o);
   plan.shared_bytes = arena.shared_limit * kFloat;
   plan.scratch_bytes = arena.device_used * kFloat;

@@ -5,12 +5,12 @@
 namespace atlas::kernels::cuda {
 namespace {
 
-template <bool kMuon>
+template <Arithmetic kTensorCores, bool kMuon>
 cudaError_t start(const OmegaForward& args, const OmegaPlan& plan, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(plan.blocks)), block(plan.threads);
-  if (plan.tf32)
-    return launch<omega_forward_kernel<Arithmetic::tf32, kMuon>>(grid, block, plan.shared_bytes,
-                                                                 stream, args);
+  if (plan.tensor_cores)
+    return launch<omega_forward_kernel<kTensorCores, kMuon>>(grid, block, plan.shared_bytes, stream,
+                                                             args);
   return launch<omega_forward_kernel<Arithmetic::simple, kMuon>>(grid, block, plan.shared_bytes,
                                                                  stream, args);
 }
@@ -21,8 +21,9 @@ cudaError_t omega_rule(const OmegaForward& args, const OmegaPlan& plan, cudaStre
   OmegaForward planned = args;
   planned.options = sized(args.options);
   planned.space = omega_space(plan, args.space.device);
-  return args.options.schedule.steps > 0 ? start<true>(planned, plan, stream)
-                                         : start<false>(planned, plan, stream);
+  return args.options.schedule.steps > 0
+             ? start<Arithmetic::split_tf32, true>(planned, plan, stream)
+             : start<Arithmetic::tf32, false>(planned, plan, stream);
 }
 
 }  // namespace atlas::kernels::cuda

@@ -128,7 +128,7 @@ struct OmegaUpdate {
 
 // How a call runs: blocks, threads of one, shared memory and scratch of one.
 struct OmegaPlan {
-  bool tf32;
+  bool tensor_cores;  // in tf32; with Newton-Schulz, which amplifies round-off, in split tf32
   int64_t blocks;
   int threads;
   int64_t shared_bytes;   // of one block

@@ -95,7 +95,8 @@ struct OmegaWork {
   float* scores;               // [chunk, rp]
   OmegaLift lift;
   float* orthogonal;  // a state: NS(S)
-  float* ns[5];       // Newton-Schulz: X, its successor, and three squares
+  float* ns[2];       // Newton-Schulz: X and its successor,
+  float* squares[4];  // and what multiplies them; the fourth is the backward's
 };
 
 // What every pass has, the most used first.
@@ -132,10 +133,10 @@ __host__ __device__ __forceinline__ void take_rows(OmegaWork& w, OmegaArena& are
 }
 
 __host__ __device__ __forceinline__ void take_newton_schulz(OmegaWork& w, OmegaArena& arena,
-                                                            const OmegaOptions& o) {
-  const int64_t side = o.sizes.side;
-  for (int i = 2; i < 5; ++i) w.ns[i] = arena.take(side * leading(o.sizes.side));
-  for (int i = 0; i < 2; ++i) w.ns[i] = arena.take(o.sizes.largest);
+                                                            const OmegaOptions& o, int squares) {
+  for (int i = 0; i < squares; ++i)
+    w.squares[i] = arena.take(static_cast<int64_t>(o.sizes.side) * leading(o.sizes.side));
+  for (float*& matrix : w.ns) matrix = arena.take(o.sizes.largest);
 }
 
 // The forward's buffers; true if the state is in shared memory.
@@ -151,7 +152,7 @@ __host__ __device__ __forceinline__ bool take_forward(OmegaWork& w, OmegaArena& 
     w.momentum = arena.take(sz.state);
     on_chip = on_chip && arena.last_shared;
   }
-  if (muon) take_newton_schulz(w, arena, o);
+  if (muon) take_newton_schulz(w, arena, o, 2);
   take_rows(w, arena, o);
   w.z[0] = w.d[0];
   w.z[1] = w.d[1];

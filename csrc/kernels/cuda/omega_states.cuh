@@ -1,0 +1,56 @@
+#pragma once
+// States of the memory between tensors, checkpoints and a block's buffers.
+#include "kernels/cuda/omega_memory.cuh"
+
+namespace atlas::kernels::cuda {
+
+// state = each [n, head, out, in] transposed; absent: zero. Barrier by the caller.
+__device__ __forceinline__ void load_state(float* state, const OmegaTensor* tensors,
+                                           const OmegaOptions& o, const OmegaItem& item) {
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = o.sizes.matrix[l];
+    const OmegaTensor& t = tensors[l];
+    const int64_t from = item.n * t.stride[0] + item.head * t.stride[1];
+    each(m.out, m.in, [&](int j, int i) {
+      state[m.at + i * m.ld + j] =
+          t.present ? load_value(t, from + j * t.stride[2] + i * t.stride[3]) : 0.0f;
+    });
+  }
+}
+
+// Each [N, H, out, in], contiguous, = a memory transposed; null: not wanted.
+__device__ __forceinline__ void store_memory(float* const* tensors, const Memory& memory,
+                                             const OmegaOptions& o, const OmegaItem& item) {
+  if (tensors[0] == nullptr) return;
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = o.sizes.matrix[l];
+    const View& from = memory.matrix[l];
+    float* const to = tensors[l] + (item.n * o.heads + item.head) * m.in * m.out;
+    each(m.out, m.in,
+         [&](int j, int i) { to[j * m.in + i] = from.at[i * from.row + j * from.column]; });
+  }
+}
+
+// Checkpoints are stored as the state is held, without its padding: each [in, out].
+__device__ __forceinline__ void save_checkpoint(float* const* checkpoints, const float* state,
+                                                const OmegaOptions& o, int64_t index, int head) {
+  if (checkpoints[0] == nullptr) return;
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = o.sizes.matrix[l];
+    float* const to = checkpoints[l] + (index * o.heads + head) * m.in * m.out;
+    each(m.in, m.out, [&](int i, int j) {
+      to[i * m.out + j] = state == nullptr ? 0.0f : state[m.at + i * m.ld + j];
+    });
+  }
+}
+
+// A checkpoint where it lies; one thread.
+__device__ __forceinline__ void set_checkpoint(Memory& memory, const float* const* checkpoints,
+                                               const OmegaOptions& o, int64_t index, int head) {
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = o.sizes.matrix[l];
+    memory.matrix[l] = plain(checkpoints[l] + (index * o.heads + head) * m.in * m.out, m.out);
+  }
+}
+
+}  // namespace atlas::kernels::cuda

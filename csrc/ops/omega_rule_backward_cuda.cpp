@@ -1,0 +1,110 @@
+#include <torch/csrc/stable/library.h>
+
+#include "ops/omega_rule_cuda.h"
+
+namespace atlas::ops {
+namespace {
+
+namespace cuda_kernels = kernels::cuda;
+
+using Backward = std::tuple<Tensors, Tensors, Tensors, Tensors>;
+
+// `grads` holds the gradients of q, k, v, gamma, eta, log_alpha, log_theta, k_tail, v_tail and
+// feature_scales, with no elements where unwanted.
+Backward omega_rule_backward_cuda(
+    const MaybeTensor& grad_o,  // [B, T, H, V]
+    const Tensors& grad_weights, const Tensors& grad_momentum,
+    const Tensors& grad_chunk_weights,  // each [N, H, out, in]
+    const MaybeTensor& grad_k_tail,
+    const MaybeTensor& grad_v_tail,  // [N, W-1, H, K], [N, W-1, H, V]
+    const Tensors& checkpoints,      // each [checkpoints, H, in, out]
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gamma, const Tensor& eta,
+    const MaybeTensor& log_alpha, const MaybeTensor& log_theta, const Tensors& weights,
+    const Tensors& momentum, const Tensors& chunk_weights, const MaybeTensor& k_tail,
+    const MaybeTensor& v_tail, const MaybeTensor& position, const MaybeTensor& feature_scales,
+    const MaybeTensor& ns_table, const MaybeTensor& cu_seqlens, const std::string& objective,
+    const std::string& activation, bool residual, int64_t degree, int64_t ns_steps,
+    const std::string& ns_schedule, const std::string& ns_scale, int64_t ns_every,
+    int64_t chunk_size, [[maybe_unused]] bool output_final_state, int64_t grad_mask,
+    bool allow_tf32) {
+  const char* op = "omega_rule_backward";
+  OmegaCudaCall call(op, q, k, v, gamma, eta, log_alpha, log_theta, weights, momentum,
+                     chunk_weights, k_tail, v_tail, position, feature_scales, ns_table, cu_seqlens,
+                     {objective, activation, residual, degree, ns_steps, ns_schedule, ns_scale,
+                      ns_every, chunk_size});
+  const OmegaShape& shape = call.shape;
+  const CudaContext& cuda = call.cuda;
+  const auto matrices = static_cast<size_t>(shape.matrices);
+  check_checkpoints(op, checkpoints, shape, call.checkpoints, log_theta.has_value(),
+                    ScalarType::Float);
+  check_state_grads(op, grad_weights, grad_momentum, grad_chunk_weights, shape);
+  cuda_kernels::OmegaBackward args{};
+  args.options = call.options;
+  args.in = call.in;
+  for (size_t i = 0; i < checkpoints.size(); ++i)
+    (i < matrices ? args.weights_checkpoints : args.momentum_checkpoints)[i % matrices] =
+        static_cast<const float*>(cuda.read(checkpoints[i], "checkpoints"));
+  args.grad_o = omega_tensor(cuda, op, grad_o, "grad_o");
+  omega_tensors(cuda, op, args.grad_final_weights, grad_weights, "grad_weights");
+  omega_tensors(cuda, op, args.grad_final_momentum, grad_momentum, "grad_momentum");
+  omega_tensors(cuda, op, args.grad_final_chunk_weights, grad_chunk_weights, "grad_chunk_weights");
+  args.grad_final_k_tail = omega_tensor(cuda, op, grad_k_tail, "grad_k_tail");
+  args.grad_final_v_tail = omega_tensor(cuda, op, grad_v_tail, "grad_v_tail");
+
+  Backward result;
+  auto& [grads, out_weights, out_momentum, out_chunk] = result;
+  for (int i = 0; i < 10; ++i)  // one each: outputs must not alias
+    grads.push_back(torch::stable::new_empty(q, {0}));
+  const auto want = [&](const Tensor& like, cuda_kernels::OmegaResult& target, const char* name) {
+    const Tensor grad = torch::stable::new_empty(like, {like.sizes().begin(), like.sizes().end()});
+    target = omega_result(cuda, grad, name);
+    return grad;
+  };
+  if (grad_mask & kQ) grads[0] = want(q, args.grad_q, "grad_q");
+  if (grad_mask & kK) grads[1] = want(k, args.grad_k, "grad_k");
+  if (grad_mask & kV) grads[2] = want(v, args.grad_v, "grad_v");
+  if (grad_mask & kGamma) grads[3] = want(gamma, args.grad_gamma, "grad_gamma");
+  if (grad_mask & kEta) grads[4] = want(eta, args.grad_eta, "grad_eta");
+  if (log_alpha && (grad_mask & kLogAlpha))
+    grads[5] = want(*log_alpha, args.grad_log_alpha, "grad_log_alpha");
+  if (log_theta && (grad_mask & kLogTheta))
+    grads[6] = want(*log_theta, args.grad_log_theta, "grad_log_theta");
+  if (k_tail && (grad_mask & kKTail)) grads[7] = want(*k_tail, args.grad_k_tail, "grad_k_tail");
+  if (v_tail && (grad_mask & kVTail)) grads[8] = want(*v_tail, args.grad_v_tail, "grad_v_tail");
+  for (size_t l = 0; l < matrices; ++l) {
+    if (grad_mask & kWeights)
+      out_weights.push_back(want(weights[l], args.grad_weights[l], "grad_weights"));
+    if (!momentum.empty() && (grad_mask & kMomentum)) {
+      out_momentum.push_back(want(momentum[l], args.grad_momentum[l], "grad_momentum"));
+      if (!log_theta) torch::stable::zero_(out_momentum[l]);
+    }
+    if (!chunk_weights.empty() && (grad_mask & kChunkWeights))
+      out_chunk.push_back(want(chunk_weights[l], args.grad_chunk_weights[l], "grad_chunk_weights"));
+  }
+  const bool wants_scales = feature_scales && (grad_mask & kScales);
+  const Tensor scales =
+      torch::stable::new_zeros(q, {wants_scales ? call.items() : 0, degree + 1}, ScalarType::Float);
+  if (wants_scales) args.grad_scales = static_cast<float*>(cuda.write(scales, "grad_scales"));
+  if (call.items() > 0) {
+    const cuda_kernels::OmegaPlan plan = cuda_kernels::omega_rule_plan(
+        cuda_kernels::OmegaPass::backward, args.options, call.dtype, allow_tf32, call.items());
+    const Tensor memory = omega_scratch(q, plan);
+    args.space.device = static_cast<float*>(cuda.scratch(memory, "scratch"));
+    check_launch(cuda_kernels::omega_rule_backward(args, plan, cuda.stream()), op);
+  }
+  if (wants_scales) {
+    const int64_t rows[1] = {0};
+    grads[9] = torch::stable::to(
+        torch::stable::sum(scales, torch::headeronly::IntHeaderOnlyArrayRef(rows, 1)),
+        feature_scales->scalar_type());
+  }
+  return result;
+}
+
+}  // namespace
+
+ATLAS_CUDA_LIBRARY_IMPL(library) {
+  library.impl("omega_rule_backward", TORCH_BOX(&omega_rule_backward_cuda));
+}
+
+}  // namespace atlas::ops
