@@ -221,16 +221,15 @@ __device__ __forceinline__ void backward_item(OmegaWork& w, const OmegaGrads& g,
     const bool own_reference = --chunks == 0 && args.in.chunk_weights[0].present;
     end -= tokens;
     __syncthreads();
-    if (thread_id() == 0) {
-      w.chunk = chunk_of(o, item, end, tokens);
-      set_checkpoint(w.before, args.weights_checkpoints, o, item.checkpoint + chunks, item.head);
-      if (o.momentum)
-        set_checkpoint(w.rate, args.momentum_checkpoints, o, item.checkpoint + chunks, item.head);
-      if (own_reference)
-        set_memory(w.reference, o, args.in.chunk_weights, item);
-      else
-        w.reference = w.before;
-    }
+    const OmegaChunk chunk = chunk_of(o, item, end, tokens);
+    if (thread_id() == 0) w.chunk = chunk;
+    const int64_t checkpoint = item.checkpoint + chunks;
+    set_checkpoint(w.before, args.weights_checkpoints, o, checkpoint, item.head);
+    if (o.momentum) set_checkpoint(w.rate, args.momentum_checkpoints, o, checkpoint, item.head);
+    if (own_reference)
+      set_memory(w.reference, o, args.in.chunk_weights, item);
+    else
+      set_checkpoint(w.reference, args.weights_checkpoints, o, checkpoint, item.head);
     __syncthreads();
     backward_chunk<kArithmetic, kMuon>(w, g, args, own_reference);
     __syncthreads();
@@ -265,7 +264,8 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
   const int64_t items = args.in.sequences * args.options.heads;
   for (int64_t index = blockIdx.x; index < items; index += gridDim.x) {
     __syncthreads();
-    if (thread_id() == 0) work[0].item = omega_item(args.options, args.in, index);
+    const OmegaItem item = omega_item(args.options, args.in, index);
+    if (thread_id() == 0) work[0].item = item;
     __syncthreads();
     backward_item<kArithmetic, kMuon>(work[0], grads[0], args);
   }

@@ -23,8 +23,9 @@ __device__ __forceinline__ void store_value(void* data, Dtype dtype, int64_t at,
 __device__ __forceinline__ OmegaItem omega_item(const OmegaOptions& o, const OmegaInputs& in,
                                                 int64_t index) {
   OmegaItem item;
-  item.n = index / o.heads;
-  item.head = static_cast<int>(index % o.heads);
+  const unsigned place = static_cast<unsigned>(index), heads = static_cast<unsigned>(o.heads);
+  item.n = place / heads;
+  item.head = static_cast<int>(place % heads);
   const int64_t given = in.position != nullptr ? in.position[item.n] : 0;
   item.position = given > 0 ? given : 0;
   const int64_t extra = in.position != nullptr ? 1 : 0;  // a chunk may begin in the middle
@@ -39,6 +40,7 @@ __device__ __forceinline__ OmegaItem omega_item(const OmegaOptions& o, const Ome
   }
   // Whatever the values are, nothing beyond the tensors is touched.
   int64_t bound[2];
+#pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int64_t value = in.wide_seqlens ? static_cast<const int64_t*>(in.cu_seqlens)[item.n + i]
                                           : static_cast<const int32_t*>(in.cu_seqlens)[item.n + i];

@@ -74,10 +74,9 @@ __device__ __forceinline__ void forward_item(OmegaWork& w, const OmegaForward& a
   int64_t checkpoint = item.checkpoint;
   for (int64_t first = 0; first < item.length; ++checkpoint) {
     __syncthreads();
-    if (thread_id() == 0) {
-      w.chunk = chunk_from(o, item, first);
-      if (first > 0) w.reference = w.before;
-    }
+    const OmegaChunk chunk = chunk_from(o, item, first);
+    if (thread_id() == 0) w.chunk = chunk;
+    if (first > 0) set_memory(w.reference, o, w.before);
     __syncthreads();
     first += w.chunk.tokens;
     forward_chunk<kArithmetic, kMuon>(w, args, checkpoint);
@@ -116,15 +115,14 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
   const int64_t items = args.in.sequences * args.options.heads;
   for (int64_t index = blockIdx.x; index < items; index += gridDim.x) {
     __syncthreads();
-    if (thread_id() == 0) {
-      w.item = omega_item(args.options, args.in, index);
-      set_memory(w.before, args.options, w.weights);
-      if (w.momentum != nullptr) set_memory(w.rate, args.options, w.momentum);
-      if (args.in.chunk_weights[0].present)
-        set_memory(w.reference, args.options, args.in.chunk_weights, w.item);
-      else
-        w.reference = w.before;
-    }
+    const OmegaItem item = omega_item(args.options, args.in, index);
+    if (thread_id() == 0) w.item = item;
+    set_memory(w.before, args.options, w.weights);
+    if (w.momentum != nullptr) set_memory(w.rate, args.options, w.momentum);
+    if (args.in.chunk_weights[0].present)
+      set_memory(w.reference, args.options, args.in.chunk_weights, item);
+    else
+      set_memory(w.reference, args.options, w.weights);
     __syncthreads();
     forward_item<kArithmetic, kMuon>(w, args);
   }

@@ -41,6 +41,7 @@ __host__ __device__ __forceinline__ bool take_backward(OmegaWork& w, OmegaGrads&
   const OmegaSizes& sz = o.sizes;
   const bool muon = o.schedule.steps > 0;
   const int64_t chunk = o.chunk, rows = sz.rows, pairs = chunk * sz.rp;
+  g = OmegaGrads();
   take_common(w, arena, o);
   for (float** gates : {&g.p, &g.s, &g.m, &g.alpha, &g.theta, &g.eta}) *gates = arena.take(chunk);
   g.a_last = arena.take(sz.rp);

@@ -24,22 +24,29 @@ __device__ __forceinline__ Activated activate(OmegaActivation activation, float 
   return {z, 1, 0};
 }
 
-// One thread fills these in; barrier by the caller.
+// A memory's matrices in a state; a thread for each. Barrier by the caller.
 __device__ __forceinline__ void set_memory(Memory& memory, const OmegaOptions& o,
                                            const float* state) {
-  for (int l = 0; l < o.matrices; ++l)
-    memory.matrix[l] = plain(state + o.sizes.matrix[l].at, o.sizes.matrix[l].ld);
+  const int l = thread_id();
+  if (l < o.matrices) memory.matrix[l] = plain(state + o.sizes.matrix[l].at, o.sizes.matrix[l].ld);
 }
 
-// Of a float tensor's [n, head, out, in].
+// Those of a float tensor's [n, head, out, in].
 __device__ __forceinline__ void set_memory(Memory& memory, const OmegaOptions& o,
                                            const OmegaTensor* tensors, const OmegaItem& item) {
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaTensor& t = tensors[l];
-    memory.matrix[l] = {
-        static_cast<const float*>(t.data) + item.n * t.stride[0] + item.head * t.stride[1],
-        static_cast<int>(t.stride[3]), static_cast<int>(t.stride[2])};
-  }
+  const int l = thread_id();
+  if (l >= o.matrices) return;
+  const OmegaTensor& t = tensors[l];
+  memory.matrix[l] = {
+      static_cast<const float*>(t.data) + item.n * t.stride[0] + item.head * t.stride[1],
+      static_cast<int>(t.stride[3]), static_cast<int>(t.stride[2])};
+}
+
+// Those of another one.
+__device__ __forceinline__ void set_memory(Memory& memory, const OmegaOptions& o,
+                                           const Memory& from) {
+  const int l = thread_id();
+  if (l < o.matrices) memory.matrix[l] = from.matrix[l];
 }
 
 // h [n, fp] = act(z1) (∘ z3). Barrier by the caller.

@@ -44,13 +44,13 @@ __device__ __forceinline__ void save_checkpoint(float* const* checkpoints, const
   }
 }
 
-// A checkpoint where it lies; one thread.
+// A checkpoint where it lies; a thread for each matrix. Barrier by the caller.
 __device__ __forceinline__ void set_checkpoint(Memory& memory, const float* const* checkpoints,
                                                const OmegaOptions& o, int64_t index, int head) {
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    memory.matrix[l] = plain(checkpoints[l] + (index * o.heads + head) * m.in * m.out, m.out);
-  }
+  const int l = thread_id();
+  if (l >= o.matrices) return;
+  const OmegaMatrix& m = o.sizes.matrix[l];
+  memory.matrix[l] = plain(checkpoints[l] + (index * o.heads + head) * m.in * m.out, m.out);
 }
 
 }  // namespace atlas::kernels::cuda

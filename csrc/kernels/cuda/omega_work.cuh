@@ -103,6 +103,7 @@ struct OmegaWork {
 __host__ __device__ __forceinline__ void take_common(OmegaWork& w, OmegaArena& arena,
                                                      const OmegaOptions& o) {
   const OmegaSizes& sz = o.sizes;
+  w = OmegaWork();
   w.alpha = arena.take(o.chunk);
   w.theta = arena.take(o.chunk);
   w.eta = arena.take(o.chunk);
