@@ -38,18 +38,33 @@ bool take(OmegaPass pass, OmegaArena& arena, const OmegaOptions& o) {
   return take_backward(work, grads, arena, o, true, block_threads_for(o));
 }
 
+// Where (sequence, head) pairs leave multiprocessors idle, blocks share a linear memory's outputs,
+// at least 16 each: its columns never meet. They all make the scores of queries and keys.
+int slices_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int multiprocessors) {
+  constexpr int kLeast = 16;
+  int slices = 1;
+  if (pass != OmegaPass::forward || o.matrices > 1 || o.schedule.steps > 0) return slices;
+  while (items * slices < multiprocessors && o.value % (2 * slices) == 0 &&
+         o.value / (2 * slices) >= kLeast)
+    slices *= 2;
+  return slices;
+}
+
 }  // namespace
 
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
                           int64_t items, int capability, int multiprocessors, int limit) {
   if (limit < 0) limit = shared_kibibytes(capability) << 10;
-  const OmegaOptions o = sized(options);
+  const int slices = slices_for(pass, options, items, multiprocessors);
+  items *= slices;
+  const OmegaOptions o = sized(options, slices);
   constexpr int64_t kFloat = sizeof(float);
   OmegaArena all{nullptr, nullptr, std::numeric_limits<int64_t>::max()};
   take(pass, all, o);
   const int64_t most = (limit - kStaticBytes) / kFloat;
   OmegaArena arena{nullptr, nullptr, std::min(all.shared_used, most)};
   OmegaPlan plan{};
+  plan.slices = slices;
   plan.state_on_chip = take(pass, arena, o);
   plan.tensor_cores = capability >= 80 && (dtype != Dtype::f32 || allow_tf32);
   plan.threads = block_threads_for(o);

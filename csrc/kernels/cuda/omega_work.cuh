@@ -22,6 +22,10 @@ __host__ __device__ __forceinline__ bool is_gated(const OmegaOptions& o) { retur
 __host__ __device__ __forceinline__ int last_matrix(const OmegaOptions& o) {
   return o.matrices - 1;
 }
+// Outputs of matrix l, all slices together.
+__host__ __device__ __forceinline__ int all_outputs(const OmegaOptions& o, int l) {
+  return o.sizes.matrix[l].out * o.slices;
+}
 __host__ __device__ __forceinline__ bool sees_phi(const OmegaOptions& o, int l) {
   return l < o.sizes.first_layer;
 }
@@ -56,6 +60,7 @@ struct OmegaLift {
 struct OmegaItem {
   int64_t n, batch, begin, length, position, checkpoint, checkpoint_end;
   int head;
+  int value_at;  // the first output of this block's slice
 };
 
 // Tokens [first, first + tokens) of the item; rows i < rows() of the window are the `overhang`
