@@ -132,7 +132,7 @@ class NewtonSchulz:
 
     @property
     def leading(self) -> int:
-        return (self.size or 0) + 16 // self.element
+        return (self.size or 0) + (8 if self.element == 2 else 0)
 
     @property
     def shared(self) -> int:  # bytes of a block
