@@ -36,11 +36,11 @@ struct NewtonSchulzShape {
   int m, n, longer, shorter;
   int rows;  // longer, padded
 
-  __host__ __device__ NewtonSchulzShape(int m, int n)
+  __host__ __device__ constexpr NewtonSchulzShape(int m, int n)
       : m(m), n(n), longer(m < n ? n : m), shorter(m < n ? m : n), rows((longer + 15) / 16 * 16) {}
 
-  __host__ __device__ bool transposed() const { return m < n; }
-  __host__ __device__ bool elongated() const { return longer >= 2 * shorter; }
+  __host__ __device__ constexpr bool transposed() const { return m < n; }
+  __host__ __device__ constexpr bool elongated() const { return longer >= 2 * shorter; }
 };
 
 // Who a thread is: its matrix of the block, its warp and its place among that matrix's threads.
