@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -136,6 +138,26 @@ def test_executed_operations_are_those_of_the_kernel(shape, dtype) -> None:
         instruction = 2 * 16 * 8 * (16 if mine.arithmetic == "half" else 8)
         made = (counts[1 + backward] - counts[backward]) * instruction
         assert made == slots * mine.executed((MUON_A,) * 5), backward
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim", "degree", "wanted"),
+    [(200, 19, 2, 9), (10, 19, 2, 3), (200, 5, 4, 7), (100, 24, 4, 3), (30, 36, 4, 4)],
+)
+def test_blocks_of_the_backward(rows, dim, degree, wanted) -> None:
+    """By registers, rows, registers, shared memory, and where sums are in device memory."""
+    one = replace(DEVICES["a100"], multiprocessors=1)
+    assert poly_features(rows, dim, degree, "float32", one, backward=True).blocks == wanted
+    x = testing.normal(torch.Generator().manual_seed(0), rows, dim).float().requires_grad_()
+    try:
+        with testing.emulated(capability=80) as module:
+            module.set_device(80, multiprocessors=1)
+            output = atlas_ext.poly_features(x, degree)
+            before = module.counters()["blocks"]
+            output.sum().backward()
+            assert module.counters()["blocks"] - before == wanted
+    except ImportError as error:
+        pytest.skip(str(error))
 
 
 def test_no_bank_conflicts() -> None:
