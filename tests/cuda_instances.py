@@ -27,14 +27,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The shorter side decides the tile, 16 to 128; at 72 x 100 even f16's backward fits an sm_80.
 MATRICES = ((5, 20, 7), (3, 24, 40), (1, 64, 48), (1, 72, 100))
 LANES = (5, 12, 19)  # K: 8, 16 and 32 lanes a row
-# Compiled because the tables of tiles are regular; their matrices do not fit in sm_75's 64 KiB, and
-# from sm_80 on bf16 has tensor cores.
-NEVER_CHOSEN = {
-    "newton_schulz_kernel<FloatTile, 128, bf16>",
-    "newton_schulz_backward_kernel<FloatTile, 64, bf16>",
-}
-
-
 # Capability and float32 precision.
 GROUPS = {"sm_75": (75, "highest"), "sm_80": (80, "highest"), "tf32": (80, "high")}
 

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cuda_instances import GROUPS, NEVER_CHOSEN, launches, record, short_name
+from cuda_instances import GROUPS, launches, record, short_name
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "cuda_kernels.md"
@@ -266,8 +266,8 @@ def main() -> None:
             if one.spilled
         ]
         unlaunched = {row.name for row in table if not row.threads}
-        if unlaunched != NEVER_CHOSEN:
-            wrong.append(f"never launched: wanted {NEVER_CHOSEN}, got {unlaunched}")
+        if unlaunched:
+            wrong.append(f"never launched: {unlaunched}")
         tool, instructions = nvdisasm(), "instructions NOT CHECKED: no nvdisasm"
         if tool is not None:
             count, more = check_instructions(tool, sorted(folder.glob("*.80.cubin")))
