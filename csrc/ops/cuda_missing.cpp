@@ -32,6 +32,6 @@ STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CUDA, library) {
   ATLAS_REFUSE(newton_schulz_backward);
   ATLAS_REFUSE(omega_rule);
   ATLAS_REFUSE(omega_rule_backward);
-#endif
   ATLAS_REFUSE(omega_rule_update);
+#endif
 }
