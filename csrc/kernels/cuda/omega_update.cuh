@@ -49,8 +49,8 @@ __device__ __forceinline__ int64_t* position_of(const OmegaUpdate& args, int64_t
 }
 
 // One thread fills in what the block works on; barrier by the caller.
-__device__ __forceinline__ void begin_step(OmegaWork& w, OmegaStep& step, const OmegaUpdate& args,
-                                           int64_t index) {
+__device__ ATLAS_SHARED_CODE void begin_step(OmegaWork& w, OmegaStep& step, const OmegaUpdate& args,
+                                             int64_t index) {
   const OmegaOptions& o = args.options;
   OmegaItem& item = w.item;
   item = OmegaItem();
@@ -208,6 +208,17 @@ __device__ __forceinline__ void window_signals(const OmegaWork& w, const OmegaSt
   __syncthreads();
 }
 
+// Zeros behind the window's signals, up to whole groups of rows: these are loaded together.
+__device__ __forceinline__ void pad_signals(const OmegaWork& w, const OmegaOptions& o) {
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = o.sizes.matrix[l];
+    const int beyond = m.out % kUpdateRows;
+    if (beyond != 0)
+      each(o.sizes.rows, kUpdateRows - beyond,
+           [&](int i, int j) { w.d[l][i * m.ld + m.out + j] = 0; });
+  }
+}
+
 // Rows [j, j + 4) of matrix l in columns [first, first + count) by one warp; y [out] gets the read.
 template <OmegaMove kMove>
 __device__ __forceinline__ void move_rows(float* y, const OmegaWork& w, const OmegaStep& step,
@@ -346,6 +357,7 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads)
   __syncthreads();
   OmegaWork& w = work[0];
   begin_lift(w, o);
+  pad_signals(w, o);
   const int64_t items = args.rows * o.heads;
   for (int64_t index = blockIdx.x; index < items; index += gridDim.x) {
     __syncthreads();
