@@ -204,7 +204,8 @@ __host__ __device__ __forceinline__ bool take_update(OmegaWork& w, OmegaArena& a
   if (is_deep(o)) {
     w.h = arena.take((rows + 1) * sz.fp);
     w.b = arena.take(rows * sz.fp);
-    for (int l = 0; l < sz.first_layer; ++l) w.queries[l] = arena.take(sz.fp);
+    w.queries[0] = arena.take(sz.fp);
+    w.queries[1] = is_gated(o) ? arena.take(sz.fp) : nullptr;
   }
   if (o.schedule.steps == 0) return arena.device_used == 0;
   const int64_t side = sz.side;
