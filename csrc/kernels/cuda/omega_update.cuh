@@ -224,7 +224,8 @@ template <OmegaMove kMove>
 __device__ __forceinline__ void move_rows(float* y, const OmegaWork& w, const OmegaStep& step,
                                           const OmegaUpdate& args, int l, int j, int first,
                                           int count, const float* x, int x_ld) {
-  constexpr bool kMoves = kMove == OmegaMove::descend || kMove == OmegaMove::apply;
+  constexpr bool kMoves = kMove == OmegaMove::descend || kMove == OmegaMove::apply,
+                 kWhole = kMove == OmegaMove::gather || kMove == OmegaMove::apply;
   const OmegaOptions& o = args.options;
   const OmegaMatrix& m = o.sizes.matrix[l];
   const int rows = w.chunk.rows(), left = m.out - j, ns_ld = leading(m.in);
@@ -236,7 +237,7 @@ __device__ __forceinline__ void move_rows(float* y, const OmegaWork& w, const Om
   float* const weights = step.weights[l] + j * weights_stride + first;
   float* const momenta = momentum ? step.momentum[l] + j * momentum_stride + first : nullptr;
   float* const reference = step.reference[l] + j * reference_stride + first;
-  float* const whole = w.ns[0] + j * ns_ld + first;
+  float* const whole = kWhole ? w.ns[0] + j * ns_ld + first : nullptr;
   const float* const d = w.d[l] + j;
   const float alpha = w.alpha[0], theta = w.theta[0], eta = w.eta[0];
   float sums[kUpdateRows] = {};
