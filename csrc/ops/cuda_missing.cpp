@@ -15,7 +15,7 @@ constexpr const char* kAdvice =
     "with nvcc and a CUDA build of torch";
 #endif
 
-[[noreturn]] void refuse(const char* op) {
+[[noreturn, maybe_unused]] void refuse(const char* op) {
   throw std::runtime_error(std::string(op) + ": tensors: wanted CPU tensors, got CUDA tensors; " +
                            kAdvice);
 }
