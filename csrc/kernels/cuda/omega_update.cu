@@ -14,7 +14,7 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads)
 
 cudaError_t omega_rule_update(const OmegaUpdate& args, const OmegaPlan& plan, cudaStream_t stream) {
   OmegaUpdate planned = args;
-  planned.options = sized(args.options);
+  planned.options = sized(args.options, 1);
   planned.space = omega_space(plan, args.space.device);
   const dim3 grid(static_cast<unsigned>(plan.blocks)), block(plan.threads);
   cudaError_t status;

@@ -181,6 +181,7 @@ __host__ __device__ __forceinline__ bool take_update(OmegaWork& w, OmegaArena& a
                                                      const OmegaOptions& o) {
   const OmegaSizes& sz = o.sizes;
   const int64_t rows = sz.rows;
+  w = OmegaWork();
   w.alpha = arena.take(1);
   w.theta = arena.take(1);
   w.eta = arena.take(1);
