@@ -1,0 +1,371 @@
+"""What the Omega rule's CUDA kernels hold, execute and move (docs/cuda.md).
+
+The forward's products are those that omega_dual.cuh and omega_muon.cuh make, one for one. Those of
+the backward are the formulas' of docs/math/omega_rule.md, sections 5 to 7, each once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench.cuda_work import BYTES, Device, Work
+
+TILE_ROWS, TILE_COLUMNS, TF32_DEPTH = 16, 32, 8  # a warp's results, and the depth of one mma
+STATIC, LIFT_FLOATS, WARPS = 1 << 10, 8 << 10, 8
+MEMORIES = ("linear", "mlp", "gated_mlp")
+
+
+def leading(width: int) -> int:
+    return (width + 3) // 8 * 8 + 4
+
+
+@dataclass(frozen=True)
+class Product:
+    """[m, n] = [m, depth] [depth, n] by block_product."""
+
+    m: int
+    n: int
+    depth: int
+
+    @property
+    def useful(self) -> int:
+        return 2 * self.m * self.n * self.depth
+
+    def executed(self, tf32: bool) -> int:
+        tiles = math.ceil(self.m / TILE_ROWS) * math.ceil(self.n / TILE_COLUMNS)
+        step = TF32_DEPTH if tf32 else 1
+        return 2 * TILE_ROWS * TILE_COLUMNS * tiles * math.ceil(self.depth / step) * step
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a block's buffers lie: floats by name, in the order in which they are taken."""
+
+    shared: dict[str, int]
+    device: dict[str, int]
+    shared_bytes: int  # asked for
+    state_on_chip: bool
+
+    @property
+    def scratch_bytes(self) -> int:
+        return 4 * sum(self.device.values())
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens of a chunk and the window rows before them."""
+
+    position: int
+    tokens: int
+    overhang: int
+    ends: bool  # the call's last
+
+    @property
+    def rows(self) -> int:
+        return self.overhang + self.tokens
+
+
+@dataclass(frozen=True)
+class OmegaRule:
+    """One (sequence, head) of a call whose tokens begin at position 0."""
+
+    K: int
+    V: int
+    F: int = 0
+    W: int = 16
+    C: int = 64
+    degree: int = 0
+    memory: str = "linear"
+    momentum: bool = True
+    ns_steps: int = 0
+    ns_every: int = 1
+    l2: bool = True
+
+    @property
+    def deep(self) -> bool:
+        return self.memory != "linear"
+
+    @property
+    def muon(self) -> bool:
+        return self.ns_steps > 0
+
+    @property
+    def features(self) -> int:
+        return math.comb(self.K + self.degree, self.degree) if self.degree else self.K
+
+    @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """(in, out) of each: those that see phi first."""
+        if not self.deep:
+            return [(self.features, self.V)]
+        first = MEMORIES.index(self.memory)
+        return [(self.features, self.F)] * first + [(self.F, self.V)]
+
+    @property
+    def first_layer(self) -> int:
+        return max(1, len(self.matrices) - 1)
+
+    @property
+    def size(self) -> int:
+        """Weights of one memory."""
+        return sum(width * out for width, out in self.matrices)
+
+    @property
+    def rows(self) -> int:
+        return self.C + self.W - 1
+
+    @property
+    def lift_tile(self) -> int:
+        """Features that are made at a time."""
+        return min(self.features, max(LIFT_FLOATS // self.rows // 32 * 32, 32))
+
+    def buffers(self) -> Iterator[tuple[str, int]]:
+        """Floats of what the forward takes, in its order (take_forward)."""
+        held = [width * leading(out) for width, out in self.matrices]
+        kp = leading(self.K + 1 if self.degree else self.K)
+        vp, fp, rp = leading(self.V), leading(self.F), leading(self.rows)
+        yield from ((name, self.C) for name in ("alpha", "theta", "eta", "p", "s", "m"))
+        yield from (("line", WARPS), ("c", 5))
+        if self.degree:
+            yield "lift.tile", self.rows * leading(self.lift_tile)
+            yield from (("lift.indices", 2 * self.features), ("lift.roots", self.features))
+        yield "weights", sum(held)
+        if self.momentum or self.muon:
+            yield "momentum", sum(held)
+        if self.muon:
+            side = max(min(matrix) for matrix in self.matrices)
+            yield from ((f"ns[{i}]", side * leading(side)) for i in (2, 3, 4))
+            yield from ((f"ns[{i}]", max(held)) for i in (0, 1))
+        yield from (("q", self.C * kp), ("k", self.rows * kp))
+        for l, (_, out) in enumerate(self.matrices):
+            yield f"d[{l}]", self.rows * leading(out)
+        if self.deep:
+            yield from (("h", self.rows * fp), ("b", self.rows * fp))
+            yield from ((f"queries[{l}]", self.C * fp) for l in range(self.first_layer))
+            yield "query_h", self.C * fp
+        yield from (("y", self.C * vp), ("a", rp))
+        if self.muon:
+            yield "orthogonal", sum(held)
+        else:
+            yield from (("scores", self.C * rp), ("cf", self.C * rp))
+
+    def placement(self, block_shared: int) -> Placement:
+        """With blocks that may have `block_shared` bytes: what fits is taken in order."""
+        taken = {name: math.ceil(floats / 4) * 4 for name, floats in self.buffers()}
+        limit = min(sum(taken.values()), (block_shared - STATIC) // 4)
+        shared: dict[str, int] = {}
+        for name, floats in taken.items():
+            if sum(shared.values()) + floats <= limit:
+                shared[name] = floats
+        device = {name: floats for name, floats in taken.items() if name not in shared}
+        on_chip = not {"weights", "momentum"} & device.keys()
+        return Placement(shared, device, 4 * limit, on_chip)
+
+    @property
+    def threads(self) -> int:
+        def tiles(m: int, n: int) -> int:
+            return math.ceil(m / TILE_ROWS) * math.ceil(n / TILE_COLUMNS)
+
+        most = tiles(self.C, self.rows)
+        for width, out in self.matrices:
+            most = max(most, tiles(width, out), tiles(self.rows, out))
+        return 32 * min(WARPS, max(2, 1 << (most - 1).bit_length()))
+
+    def chunks(self, tokens: int) -> Iterator[Chunk]:
+        for first in range(0, tokens, self.C):
+            count = min(self.C, tokens - first)
+            yield Chunk(first, count, min(self.W - 1, first), first + count == tokens)
+
+    def segments(self, chunk: Chunk) -> Iterator[tuple[int, int, bool]]:
+        """First and last token of each, and whether the memory is written at the last."""
+        first = 0
+        while first < chunk.tokens:
+            write = first + self.ns_every - 1 - (chunk.position + first) % self.ns_every
+            last = min(write, chunk.tokens - 1)
+            yield first, last, write < chunk.tokens
+            first = last + 1
+
+    def segment_rows(self, chunk: Chunk, first: int, last: int) -> int:
+        """Window rows that the segment's tokens see."""
+        return chunk.overhang + last + 1 - max(0, chunk.overhang + first - (self.W - 1))
+
+    def _read(self, rows: int, layer: int) -> Iterator[Product]:
+        width, out = self.matrices[layer]
+        for part in self._parts(width, layer):
+            yield Product(rows, out, part)
+
+    def _write(self, rows: int, layer: int) -> Iterator[Product]:
+        width, out = self.matrices[layer]
+        for part in self._parts(width, layer):
+            yield Product(part, out, rows)
+
+    def _parts(self, width: int, layer: int) -> list[int]:
+        """The polynomial map's features come tile by tile."""
+        step = self.lift_tile if self.degree and layer < self.first_layer else width
+        return [min(step, width - first) for first in range(0, width, step)]
+
+    def _signals(self, rows: int) -> Iterator[Product]:
+        if not self.deep:
+            yield from self._read(rows, 0) if self.l2 else ()
+            return
+        for layer in range(self.first_layer):
+            yield from self._read(rows, layer)
+        if self.l2:
+            yield Product(rows, self.V, self.F)
+        yield Product(rows, self.F, self.V)
+
+    def schulz(self, width: int, out: int) -> Iterator[Product]:
+        short, long = min(width, out), max(width, out)
+        for _ in range(self.ns_steps):
+            yield from (Product(short, short, long), Product(short, short, short))
+            yield Product(width, out, short)
+
+    def _dual_chunk(self, chunk: Chunk, advance: bool) -> Iterator[Product]:
+        states = 2 if self.momentum else 1
+        for layer, (_, out) in enumerate(self.matrices):
+            if layer == 0 or layer == self.first_layer:  # the layers that see phi share scores
+                depth = self.K if layer < self.first_layer else self.F
+                yield Product(chunk.tokens, chunk.rows, depth)
+            for _ in range(states):
+                yield from self._read(chunk.tokens, layer)
+            yield Product(chunk.tokens, out, chunk.rows)
+        for layer in range(len(self.matrices)) if advance else ():
+            for _ in range(states):
+                yield from self._write(chunk.rows, layer)
+
+    def _muon_chunk(self, chunk: Chunk) -> Iterator[Product]:
+        for first, last, writes in self.segments(chunk):
+            rows, layers = self.segment_rows(chunk, first, last), range(len(self.matrices))
+            if writes or self.momentum:
+                for layer in layers:
+                    yield from self._write(rows, layer)
+            before = last - first + (0 if writes else 1)
+            for layer in layers if before else ():
+                yield from self._read(before, layer)
+            if writes:
+                for layer, matrix in enumerate(self.matrices):
+                    yield from self.schulz(*matrix)
+                    yield from self._read(1, layer)
+
+    def products(self, tokens: int, final_state: bool = False) -> Iterator[Product]:
+        """Of the forward."""
+        for chunk in self.chunks(tokens):
+            yield from self._signals(chunk.rows)
+            if self.muon:
+                yield from self._muon_chunk(chunk)
+            else:
+                yield from self._dual_chunk(chunk, final_state or not chunk.ends)
+
+    def update_products(self) -> Iterator[Product]:
+        """Of one token, without Newton-Schulz."""
+        yield from self._signals(self.W)
+        for layer in range(len(self.matrices)):
+            yield from self._write(self.W, layer)
+            yield from self._read(1, layer)
+
+    def backward_products(self, tokens: int) -> Iterator[Product]:
+        """By the formulas: (20) to (31), (38) and (45); (39) to (44) with Newton-Schulz."""
+        for chunk in self.chunks(tokens):
+            yield from self._signals(chunk.rows)
+            for layer, matrix in enumerate(self.matrices):
+                yield from self._signals_backward(chunk.rows, layer, *matrix)
+            if self.muon:
+                yield from self._muon_backward(chunk)
+            else:
+                yield from self._dual_backward(chunk)
+
+    def _signals_backward(self, rows: int, layer: int, width: int, out: int) -> Iterator[Product]:
+        last = layer == len(self.matrices) - 1
+        if last and self.deep:  # ge += W2 gb, gW2 += e gbᵀ
+            yield from (Product(rows, out, width), Product(width, out, rows))
+        if self.l2 or not last:  # gW += gz inputᵀ, ginput += Wᵀ gz
+            yield from (Product(width, out, rows), Product(rows, width, out))
+
+    def _dual_backward(self, chunk: Chunk) -> Iterator[Product]:
+        n, rows, states = chunk.tokens, chunk.rows, 2 if self.momentum else 1
+        for layer, (width, out) in enumerate(self.matrices):
+            inner = self.K if layer < self.first_layer else self.F
+            if layer == 0 or layer == self.first_layer:
+                yield Product(n, rows, inner)  # P
+                yield from (Product(n, inner, rows), Product(rows, inner, n))  # gu, gx by gP
+            yield from (Product(n, rows, out), Product(rows, out, n))  # B, gd
+            if self.deep and layer < self.first_layer:
+                yield Product(n, out, rows)  # z of the queries
+            for _ in range(states):
+                yield Product(n, out, width)  # M_hat u
+                yield Product(rows, out, width)  # hM
+                yield Product(width, out, n)  # gM_hat
+                yield Product(n, width, out)  # gu
+                yield Product(rows, width, out)  # gx
+
+    def _muon_backward(self, chunk: Chunk) -> Iterator[Product]:
+        for first, last, writes in self.segments(chunk):
+            n, rows = last - first + 1, self.segment_rows(chunk, first, last)
+            for width, out in self.matrices:
+                yield Product(width, out, rows)  # S of the write, anew
+                yield from (Product(n, out, width), Product(width, out, n), Product(n, width, out))
+                yield from (Product(rows, out, width), Product(rows, width, out))  # (44)
+                if writes:
+                    yield from self._schulz_backward(min(width, out), max(width, out))
+
+    def _schulz_backward(self, short: int, long: int) -> Iterator[Product]:
+        square, tall = Product(short, short, short), Product(short, short, long)
+        for step in range(self.ns_steps):
+            yield from (square, square, tall, tall, tall, tall)
+            if step > 0:  # the iterates, anew
+                yield from (square, tall, tall)
+
+
+def omega_rule(
+    rule: OmegaRule,
+    sequences: int,
+    heads: int,
+    tokens: int,
+    dtype: str,
+    device: Device,
+    *,
+    tf32: bool = False,
+    backward: bool = False,
+) -> Work:
+    """Inputs, output and M_0 are moved once; the backward also reads its checkpoints."""
+    items, element = sequences * heads, BYTES[dtype]
+    on_tensor_cores = device.capability >= 80 and (dtype != "float32" or tf32)
+    made = list(rule.backward_products(tokens) if backward else rule.products(tokens))
+    place = rule.placement(device.block_shared)
+    token = element * (2 * rule.K + 2 * rule.V) + 4 * (rule.W + 2 + rule.momentum)
+    moved = items * tokens * token + heads * 4 * rule.size
+    states = len(list(rule.chunks(tokens))) * (2 if rule.momentum else 1)
+    if backward:  # the gradients are as large as the inputs
+        moved += items * (tokens * (token - element * rule.V) + states * 4 * rule.size)
+        moved += heads * 4 * rule.size
+    # A buffer in scratch is written and read in every chunk, once at least.
+    scratch = 2.0 * items * len(list(rule.chunks(tokens))) * place.scratch_bytes
+    return Work(
+        kernel=f"{'Newton-Schulz' if rule.muon else 'dual'} form",
+        arithmetic="tf32" if on_tensor_cores else "float",
+        useful=float(items * sum(product.useful for product in made)),
+        executed=float(items * sum(product.executed(on_tensor_cores) for product in made)),
+        moved=float(moved),
+        scratch=0.0 if backward else scratch,
+        blocks=min(items, device.multiprocessors) if place.scratch_bytes else items,
+        threads=rule.threads,
+        shared=place.shared_bytes,
+    )
+
+
+def omega_rule_update(
+    rule: OmegaRule, rows: int, heads: int, dtype: str, *, state_bytes: int = 4
+) -> Work:
+    """One token for each row: the state is read and written, M_ref is read and once a chunk
+    written, the window moves on by a slot."""
+    element, items = BYTES[dtype], rows * heads
+    states = (2 if rule.momentum else 1) * 2 + 1 + 1 / rule.C
+    window = 2 * (rule.W - 1) * (rule.K + rule.V) * element
+    token = element * (2 * rule.K + 2 * rule.V) + 4 * (rule.W + 2 + rule.momentum)
+    useful = float(sum(product.useful for product in rule.update_products()))
+    schulz = (product.useful for matrix in rule.matrices for product in rule.schulz(*matrix))
+    useful += sum(schulz) / rule.ns_every
+    moved = items * (state_bytes * states * rule.size + window + token)
+    return Work("update", "float", items * useful, items * useful, moved)
