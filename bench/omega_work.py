@@ -349,9 +349,11 @@ def omega_rule(
         executed=float(items * sum(product.executed(on_tensor_cores) for product in made)),
         moved=float(moved),
         scratch=0.0 if backward else scratch,
-        blocks=min(items, device.multiprocessors) if place.scratch_bytes else items,
-        threads=rule.threads,
-        shared=place.shared_bytes,
+        blocks=min(items, device.multiprocessors)
+        if place.scratch_bytes and not backward
+        else items,
+        threads=0 if backward else rule.threads,
+        shared=0 if backward else place.shared_bytes,
     )
 
 

@@ -254,12 +254,12 @@ def lines(work: cuda_work.Work, device: cuda_work.Device, registers: int = 0) ->
             f"blocks      {work.blocks} of {work.threads} threads, {work.shared / 1024:.1f} KiB; "
             f"{most} on a multiprocessor, {waves:.2f} waves"
         )
-        if work.blocks < device.multiprocessors:
-            alone = work.alone(device)
-            text.append(
-                f"{work.blocks} of {device.multiprocessors} multiprocessors work: "
-                f"no less than {alone * 1e6:.2f} us"
-            )
+    if 0 < work.blocks < device.multiprocessors:
+        alone = work.alone(device)
+        text.append(
+            f"{work.blocks} of {device.multiprocessors} multiprocessors work: "
+            f"no less than {alone * 1e6:.2f} us"
+        )
     return text
 
 
