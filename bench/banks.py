@@ -1,4 +1,4 @@
-"""`python -m bench.banks`: shared-memory passes of the tile loads and stores of tile.cuh.
+"""`python -m bench.banks`: shared-memory passes of the loads and stores of tile.cuh and block.cuh.
 
 32 banks of 4 bytes. A pass serves words of different banks, and one word to any number of lanes.
 Accesses of 8 bytes a lane go half a warp at a time; ldmatrix reads eight rows of 16 bytes a time.
@@ -75,6 +75,31 @@ def float_store(leading: int) -> int:
     )
 
 
+def product_store(leading: int) -> int:
+    """Tf32ProductTile: one float a lane."""
+    return passes(lane // 4 * leading + lane % 4 * 2 for lane in LANES)
+
+
+def simple_product_load(leading: int) -> int:
+    """SimpleProductTile, A or B, plain or transposed: the worst of them."""
+    strided = (passes(row * leading for row in range(count)) for count in (4, 8))
+    return max(1, *strided)
+
+
+def simple_product_store(leading: int) -> int:
+    return passes(lane // 8 * leading + lane % 8 for lane in LANES)
+
+
+def product_step(leading: int, a_transposed: bool, b_transposed: bool) -> int:
+    """Passes of Tf32ProductTile for the 8 of depth of its four mma: 4 loads of A, 8 of B.
+
+    A transposed B is read as a plain A is.
+    """
+    a = tf32_load_a_transposed if a_transposed else tf32_load_a
+    b = tf32_load_a if b_transposed else tf32_load_b
+    return 4 * a(leading) + 8 * b(leading)
+
+
 ACCESSES = {  # access: (padding of the leading dimension, passes without conflicts)
     half_ldmatrix: (8, 1),
     half_store: (8, 1),
@@ -86,6 +111,17 @@ ACCESSES = {  # access: (padding of the leading dimension, passes without confli
     float_load_a_transposed: (4, 1),
     float_load_b: (4, 2),
     float_store: (4, 2),
+    product_store: (4, 1),
+    simple_product_load: (4, 1),
+    simple_product_store: (4, 1),
+}
+
+
+KINDS = {
+    "A B": (False, False),
+    "A B^T": (False, True),
+    "A^T B": (True, False),
+    "A^T B^T": (True, True),
 }
 
 
@@ -95,7 +131,11 @@ def table() -> list[str]:
     for access, (pad, best) in ACCESSES.items():
         counts = (f"{access(size + pad)} ({access(size)})" for size in sizes)
         rows.append(f"{access.__name__:<24}{best:>8}" + "".join(f"{c:>11}" for c in counts))
-    return [*rows, "in brackets: without padding"]
+    steps = ", ".join(
+        f"{name} {product_step(68, *kind)} ({product_step(64, *kind)})"
+        for name, kind in KINDS.items()
+    )
+    return [*rows, "in brackets: without padding", f"four mma of block_product: {steps}"]
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def test_executed_operations_are_those_of_the_kernel(shape, dtype) -> None:
 
 
 def test_bank_conflicts() -> None:
-    """Padding makes all accesses of tile.cuh free of conflicts but those named here."""
+    """Padding makes all accesses free of conflicts but those named here."""
     worse = {
         (access.__name__, size): access(size + pad)
         for access, (pad, best) in banks.ACCESSES.items()
@@ -147,6 +147,14 @@ def test_bank_conflicts() -> None:
         if access(size + pad) > best
     }
     assert worse == EXPECTED_CONFLICTS
+
+
+def test_passes_of_a_product() -> None:
+    """What docs/cuda.md says of block_product, for every leading dimension of 4 modulo 8."""
+    for leading in (12, 20, 28, 36, 68, 132, 260):
+        found = {name: banks.product_step(leading, *kind) for name, kind in banks.KINDS.items()}
+        assert found == {"A B": 20, "A B^T": 12, "A^T B": 24, "A^T B^T": 16}
+    assert banks.product_step(72, False, False) == 16 and banks.product_step(72, True, False) == 12
 
 
 # Two lanes want different words of one bank; the padding that would free B is 8 (docs/cuda.md).
@@ -157,6 +165,8 @@ EXPECTED_CONFLICTS = {
         "tf32_load_b": 2,
         "tf32_store": 4,
         "float_load_a": 2,
+        "product_store": 2,
+        "simple_product_store": 2,
     }.items()
     for size in (16, 32, 64, 128)
 }
