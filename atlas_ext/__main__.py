@@ -36,6 +36,7 @@ class OmegaSizes(NamedTuple):
     matrices: int = 1  # 2: MLP, 3: gated MLP
     momentum: int = 1
     ns_steps: int = 0
+    ns_every: int = 1
 
     @property
     def title(self) -> str:
@@ -43,13 +44,14 @@ class OmegaSizes(NamedTuple):
         hidden = f", F = {self.F}" if self.F else ""
         lift = f", degree {self.degree}" if self.degree else ""
         schulz = f", {self.ns_steps} Newton-Schulz steps" if self.ns_steps else ""
+        schulz += f" every {self.ns_every} tokens" if self.ns_steps and self.ns_every > 1 else ""
         rest = "" if self.momentum else ", no momentum"
         return f"{memory} K = {self.K}, V = {self.V}{hidden}{lift}, W = {self.W}, C = {self.C}" + (
             schulz + rest
         )
 
 
-OMEGA_OPERATORS = ("omega_rule",)
+OMEGA_OPERATORS = ("omega_rule", "omega_rule_backward")
 OMEGA = (
     OmegaSizes(64, 64),
     OmegaSizes(32, 32, degree=2),
@@ -57,8 +59,8 @@ OMEGA = (
     OmegaSizes(64, 64, F=128, matrices=2),
     OmegaSizes(64, 64, F=256, matrices=2),
     OmegaSizes(64, 64, F=256, matrices=3),
-    OmegaSizes(16, 16, F=64, degree=2, matrices=2, ns_steps=5),
-    OmegaSizes(16, 16, F=64, degree=2, matrices=3, ns_steps=5),
+    OmegaSizes(16, 16, F=64, degree=2, matrices=2, ns_steps=5, ns_every=16),
+    OmegaSizes(16, 16, F=64, degree=2, matrices=3, ns_steps=5, ns_every=16),
 )
 
 

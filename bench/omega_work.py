@@ -11,14 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.cuda_work import BYTES, Device, Work
+from bench.omega_buffers import MEMORIES, TILE_COLUMNS, TILE_ROWS, OmegaMemory
 
-TILE_ROWS, TILE_COLUMNS, TF32_DEPTH = 16, 32, 8  # a warp's results, and the depth of one mma
-STATIC, LIFT_FLOATS, WARPS = 1 << 10, 8 << 10, 8
-MEMORIES = ("linear", "mlp", "gated_mlp")
-
-
-def leading(width: int) -> int:
-    return (width + 3) // 8 * 8 + 4
+__all__ = ["MEMORIES", "OmegaRule", "Product", "omega_rule", "omega_rule_update"]
+TF32_DEPTH = 8  # of one mma
 
 
 @dataclass(frozen=True)
@@ -33,24 +29,12 @@ class Product:
     def useful(self) -> int:
         return 2 * self.m * self.n * self.depth
 
-    def executed(self, tf32: bool) -> int:
+    def executed(self, tf32: bool, split: bool = False) -> int:
+        """By FFMA or mma; split tf32 makes three mma."""
         tiles = math.ceil(self.m / TILE_ROWS) * math.ceil(self.n / TILE_COLUMNS)
         step = TF32_DEPTH if tf32 else 1
-        return 2 * TILE_ROWS * TILE_COLUMNS * tiles * math.ceil(self.depth / step) * step
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a block's buffers lie: floats by name, in the order in which they are taken."""
-
-    shared: dict[str, int]
-    device: dict[str, int]
-    shared_bytes: int  # asked for
-    state_on_chip: bool
-
-    @property
-    def scratch_bytes(self) -> int:
-        return 4 * sum(self.device.values())
+        times = 3 if split and tf32 else 1
+        return times * 2 * TILE_ROWS * TILE_COLUMNS * tiles * math.ceil(self.depth / step) * step
 
 
 @dataclass(frozen=True)
@@ -68,110 +52,8 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class OmegaRule:
+class OmegaRule(OmegaMemory):
     """One (sequence, head) of a call whose tokens begin at position 0."""
-
-    K: int
-    V: int
-    F: int = 0
-    W: int = 16
-    C: int = 64
-    degree: int = 0
-    memory: str = "linear"
-    momentum: bool = True
-    ns_steps: int = 0
-    ns_every: int = 1
-    l2: bool = True
-
-    @property
-    def deep(self) -> bool:
-        return self.memory != "linear"
-
-    @property
-    def muon(self) -> bool:
-        return self.ns_steps > 0
-
-    @property
-    def features(self) -> int:
-        return math.comb(self.K + self.degree, self.degree) if self.degree else self.K
-
-    @property
-    def matrices(self) -> list[tuple[int, int]]:
-        """(in, out) of each: those that see phi first."""
-        if not self.deep:
-            return [(self.features, self.V)]
-        first = MEMORIES.index(self.memory)
-        return [(self.features, self.F)] * first + [(self.F, self.V)]
-
-    @property
-    def first_layer(self) -> int:
-        return max(1, len(self.matrices) - 1)
-
-    @property
-    def size(self) -> int:
-        """Weights of one memory."""
-        return sum(width * out for width, out in self.matrices)
-
-    @property
-    def rows(self) -> int:
-        return self.C + self.W - 1
-
-    @property
-    def lift_tile(self) -> int:
-        """Features that are made at a time."""
-        return min(self.features, max(LIFT_FLOATS // self.rows // 32 * 32, 32))
-
-    def buffers(self) -> Iterator[tuple[str, int]]:
-        """Floats of what the forward takes, in its order (take_forward)."""
-        held = [width * leading(out) for width, out in self.matrices]
-        kp = leading(self.K + 1 if self.degree else self.K)
-        vp, fp, rp = leading(self.V), leading(self.F), leading(self.rows)
-        yield from ((name, self.C) for name in ("alpha", "theta", "eta", "p", "s", "m"))
-        yield from (("line", WARPS), ("c", 5))
-        if self.degree:
-            yield "lift.tile", self.rows * leading(self.lift_tile)
-            yield from (("lift.indices", 2 * self.features), ("lift.roots", self.features))
-        yield "weights", sum(held)
-        if self.momentum or self.muon:
-            yield "momentum", sum(held)
-        if self.muon:
-            side = max(min(matrix) for matrix in self.matrices)
-            yield from ((f"ns[{i}]", side * leading(side)) for i in (2, 3, 4))
-            yield from ((f"ns[{i}]", max(held)) for i in (0, 1))
-        yield from (("q", self.C * kp), ("k", self.rows * kp))
-        for l, (_, out) in enumerate(self.matrices):
-            yield f"d[{l}]", self.rows * leading(out)
-        if self.deep:
-            yield from (("h", self.rows * fp), ("b", self.rows * fp))
-            yield from ((f"queries[{l}]", self.C * fp) for l in range(self.first_layer))
-            yield "query_h", self.C * fp
-        yield from (("y", self.C * vp), ("a", rp))
-        if self.muon:
-            yield "orthogonal", sum(held)
-        else:
-            yield from (("scores", self.C * rp), ("cf", self.C * rp))
-
-    def placement(self, block_shared: int) -> Placement:
-        """With blocks that may have `block_shared` bytes: what fits is taken in order."""
-        taken = {name: math.ceil(floats / 4) * 4 for name, floats in self.buffers()}
-        limit = min(sum(taken.values()), (block_shared - STATIC) // 4)
-        shared: dict[str, int] = {}
-        for name, floats in taken.items():
-            if sum(shared.values()) + floats <= limit:
-                shared[name] = floats
-        device = {name: floats for name, floats in taken.items() if name not in shared}
-        on_chip = not {"weights", "momentum"} & device.keys()
-        return Placement(shared, device, 4 * limit, on_chip)
-
-    @property
-    def threads(self) -> int:
-        def tiles(m: int, n: int) -> int:
-            return math.ceil(m / TILE_ROWS) * math.ceil(n / TILE_COLUMNS)
-
-        most = tiles(self.C, self.rows)
-        for width, out in self.matrices:
-            most = max(most, tiles(width, out), tiles(self.rows, out))
-        return 32 * min(WARPS, max(2, 1 << (most - 1).bit_length()))
 
     def chunks(self, tokens: int) -> Iterator[Chunk]:
         for first in range(0, tokens, self.C):
@@ -333,7 +215,7 @@ def omega_rule(
     items, element = sequences * heads, BYTES[dtype]
     on_tensor_cores = device.capability >= 80 and (dtype != "float32" or tf32)
     made = list(rule.backward_products(tokens) if backward else rule.products(tokens))
-    place = rule.placement(device.block_shared)
+    place = rule.placement(device.block_shared, backward)
     token = element * (2 * rule.K + 2 * rule.V) + 4 * (rule.W + 2 + rule.momentum)
     moved = items * tokens * token + heads * 4 * rule.size
     states = len(list(rule.chunks(tokens))) * (2 if rule.momentum else 1)
@@ -346,14 +228,14 @@ def omega_rule(
         kernel=f"{'Newton-Schulz' if rule.muon else 'dual'} form",
         arithmetic="tf32" if on_tensor_cores else "float",
         useful=float(items * sum(product.useful for product in made)),
-        executed=float(items * sum(product.executed(on_tensor_cores) for product in made)),
+        executed=float(
+            items * sum(product.executed(on_tensor_cores, rule.muon) for product in made)
+        ),
         moved=float(moved),
-        scratch=0.0 if backward else scratch,
-        blocks=min(items, device.multiprocessors)
-        if place.scratch_bytes and not backward
-        else items,
-        threads=0 if backward else rule.threads,
-        shared=0 if backward else place.shared_bytes,
+        scratch=scratch,
+        blocks=min(items, device.multiprocessors) if place.scratch_bytes else items,
+        threads=rule.threads,
+        shared=place.shared_bytes,
     )
 
 

@@ -207,7 +207,7 @@ def launches(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "trace.jsonl").read_text().splitlines()]
 
 
-ARITHMETICS = ("simple", "tf32")  # enum class Arithmetic (block.cuh)
+ARITHMETICS = ("simple", "tf32", "split_tf32")  # enum class Arithmetic (block.cuh)
 
 
 @lru_cache

@@ -17,7 +17,7 @@ from bench.omega_work import MEMORIES, OmegaRule, Product, omega_rule, omega_rul
 
 BLOCK_SHARED = {75: 64, 80: 163, 86: 99, 90: 227, 100: 227}  # KiB
 MLP_64, MLP_128 = (OmegaSizes(64, 64, F=width, matrices=2) for width in (64, 128))
-PRESET = OmegaSizes(16, 16, F=64, degree=2, matrices=3, ns_steps=5)
+PRESET = OmegaSizes(16, 16, F=64, degree=2, matrices=3, ns_steps=5, ns_every=16)
 PLANNED = (
     *OMEGA,
     OmegaSizes(64, 64, momentum=0),
@@ -50,20 +50,24 @@ def rule_of(sizes: OmegaSizes) -> OmegaRule:
         memory=MEMORIES[sizes.matrices - 1],
         momentum=sizes.momentum == 1,
         ns_steps=sizes.ns_steps,
+        ns_every=sizes.ns_every,
     )
 
 
+@pytest.mark.parametrize("op", OMEGA_OPERATORS)
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("sizes", PLANNED, ids=lambda sizes: sizes.title)
 def test_placement_is_the_launchers(
-    plan: Callable[..., str], sizes: OmegaSizes, capability: int
+    plan: Callable[..., str], sizes: OmegaSizes, capability: int, op: str
 ) -> None:
-    rule = rule_of(sizes)
-    mine = rule.placement(BLOCK_SHARED[capability] << 10)
-    text = plan("omega_rule", "bfloat16", sizes, False, capability)
+    rule, backward = rule_of(sizes), op.endswith("backward")
+    mine = rule.placement(BLOCK_SHARED[capability] << 10, backward)
+    text = plan(op, "bfloat16", sizes, False, capability)
     form = "Newton-Schulz" if sizes.ns_steps else "dual"
     words = "tf32 tensor cores" if capability >= 80 else "float multiply-adds"
-    state = "weights and momentum" if sizes.momentum or sizes.ns_steps else "weights"
+    words = f"split {words}" if sizes.ns_steps and capability >= 80 else words
+    both = sizes.momentum or (sizes.ns_steps and not backward)
+    state = ("gradients of " if backward else "") + ("weights and momentum" if both else "weights")
     where = "on chip" if mine.state_on_chip else "in device memory"
     assert text.startswith(f"{form} form: {words}, {state} {where}, {rule.threads} threads, ")
     found = [float(part.split()[0]) for part in text.split(", ") if "KiB" in part]
@@ -96,11 +100,11 @@ def test_state_is_on_chip_where_it_fits(plan: Callable[..., str], sizes: OmegaSi
 
 
 def test_plan_refuses_sizes(plan: Callable[..., str]) -> None:
-    names = "K, V, F, W, C, degree, matrices, momentum, ns_steps"
+    names = "K, V, F, W, C, degree, matrices, momentum, ns_steps, ns_every"
     with pytest.raises(RuntimeError, match=rf"cuda_plan: sizes: wanted {names}, got 4, 4$"):
         plan("omega_rule", "float32", (4, 4), False, 80)
     wrong: list[dict[str, int]] = [
-        *({name: 0} for name in ("K", "V", "W", "C", "matrices")),
+        *({name: 0} for name in ("K", "V", "W", "C", "matrices", "ns_every")),
         {"F": 3},
         {"matrices": 2},
         {"degree": 5},
@@ -121,6 +125,7 @@ def test_plan_refuses_sizes(plan: Callable[..., str]) -> None:
 def test_products_by_hand() -> None:
     assert Product(17, 33, 9).useful == 2 * 17 * 33 * 9
     assert Product(17, 33, 9).executed(True) == 2 * 32 * 64 * 16
+    assert Product(17, 33, 9).executed(True, split=True) == 3 * 2 * 32 * 64 * 16
     assert Product(17, 33, 9).executed(False) == 2 * 32 * 64 * 9
 
 
@@ -210,7 +215,8 @@ def test_executed_operations_are_those_of_the_kernel(name: str, final_state: boo
             made = (module.counters()["mma"] - before) * 2 * 16 * 8 * 8
     except ImportError as error:
         pytest.skip(str(error))
-    once = sum(product.executed(True) for product in rule.products(tokens, final_state))
+    made_once = rule.products(tokens, final_state)
+    once = sum(product.executed(True, rule.muon) for product in made_once)
     assert made == 4 * once
 
 

@@ -38,14 +38,20 @@ std::string describe(const cuda_kernels::PolyFeaturesPlan& plan) {
          resources(plan.threads, plan.shared_bytes);
 }
 
-std::string describe(const cuda_kernels::OmegaPlan& plan, const cuda_kernels::OmegaOptions& o) {
-  const bool muon = o.schedule.steps > 0;
-  return std::string(muon ? "Newton-Schulz" : "dual") +
-         " form: " + (plan.tf32 ? "tf32 tensor cores" : "float multiply-adds") +
-         (o.momentum || muon ? ", weights and momentum " : ", weights ") +
-         (plan.state_on_chip ? "on chip, " : "in device memory, ") +
-         resources(plan.threads, plan.shared_bytes) +
-         (plan.scratch_bytes > 0 ? ", " + kibibytes(plan.scratch_bytes) + " scratch" : "");
+std::string describe(const cuda_kernels::OmegaPlan& plan, const cuda_kernels::OmegaOptions& o,
+                     cuda_kernels::OmegaPass pass) {
+  const bool muon = o.schedule.steps > 0,
+             both = o.momentum || (muon && pass == cuda_kernels::OmegaPass::forward);
+  std::string text = muon ? "Newton-Schulz form: " : "dual form: ";
+  text += !plan.tensor_cores ? "float multiply-adds, "
+          : muon             ? "split tf32 tensor cores, "
+                             : "tf32 tensor cores, ";
+  if (pass == cuda_kernels::OmegaPass::backward) text += "gradients of ";
+  text += both ? "weights and momentum " : "weights ";
+  text += plan.state_on_chip ? "on chip, " : "in device memory, ";
+  text += resources(plan.threads, plan.shared_bytes);
+  if (plan.scratch_bytes > 0) text += ", " + kibibytes(plan.scratch_bytes) + " scratch";
+  return text;
 }
 
 struct OmegaOperator {
@@ -55,22 +61,23 @@ struct OmegaOperator {
 
 constexpr OmegaOperator kOmegaOperators[] = {
     {"omega_rule", cuda_kernels::OmegaPass::forward},
+    {"omega_rule_backward", cuda_kernels::OmegaPass::backward},
 };
 
 // Of one head; F = 0 belongs to a linear memory, degree 0 to keys as they are.
 cuda_kernels::OmegaOptions omega_plan_options(const char* name, const std::vector<int64_t>& sizes) {
-  constexpr const char* kSizes = "K, V, F, W, C, degree, matrices, momentum, ns_steps";
+  constexpr const char* kSizes = "K, V, F, W, C, degree, matrices, momentum, ns_steps, ns_every";
   std::string got;
   for (const int64_t size : sizes) got += (got.empty() ? "" : ", ") + std::to_string(size);
-  ATLAS_CHECK(sizes.size() == 9, name, "sizes", kSizes, got);
+  ATLAS_CHECK(sizes.size() == 10, name, "sizes", kSizes, got);
   const int64_t degree = sizes[5], matrices = sizes[6], momentum = sizes[7], steps = sizes[8];
-  bool valid = sizes[0] > 0 && sizes[1] > 0 && sizes[3] > 0 && sizes[4] > 0 && degree >= 0 &&
-               degree <= 4 && matrices >= 1 && matrices <= 3 && steps >= 0 &&
+  bool valid = sizes[0] > 0 && sizes[1] > 0 && sizes[3] > 0 && sizes[4] > 0 && sizes[9] > 0 &&
+               degree >= 0 && degree <= 4 && matrices >= 1 && matrices <= 3 && steps >= 0 &&
                (momentum == 0 || momentum == 1) && (sizes[2] > 0) == (matrices > 1);
   for (const int64_t size : sizes) valid = valid && size < 65535;
   ATLAS_CHECK(valid, name, "sizes",
               std::string(kSizes) +
-                  " with K, V, W, C >= 1, F >= 1 where matrices is 2 or 3 and 0 "
+                  " with K, V, W, C, ns_every >= 1, F >= 1 where matrices is 2 or 3 and 0 "
                   "where it is 1, degree 0 to 4, momentum 0 or 1, all < 65535",
               got);
   OmegaShape shape{1, sizes[4], 1, sizes[0], sizes[1], features_of(sizes[0], degree), sizes[3], 1};
@@ -87,7 +94,7 @@ cuda_kernels::OmegaOptions omega_plan_options(const char* name, const std::vecto
   o.matrices = static_cast<int>(matrices);
   o.chunk = static_cast<int>(sizes[4]);
   o.chunk_size = sizes[4];
-  o.ns_every = 1;
+  o.ns_every = sizes[9];
   o.degree = static_cast<int>(degree);
   o.momentum = momentum == 1;
   o.schedule.steps = static_cast<int>(steps);
@@ -111,7 +118,7 @@ std::string cuda_plan(std::string op, std::string dtype, std::vector<int64_t> si
     return describe(
         cuda_kernels::omega_rule_plan(omega.pass, options, static_cast<cuda_kernels::Dtype>(type),
                                       allow_tf32, 1, device, 1),
-        options);
+        options, omega.pass);
   }
   const bool schulz = op == "newton_schulz" || op == "newton_schulz_backward";
   ATLAS_CHECK(schulz || op == "poly_features" || op == "poly_features_backward", name, "op",
