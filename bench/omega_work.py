@@ -1,7 +1,7 @@
 """What the Omega rule's CUDA kernels hold, execute and move (docs/cuda.md).
 
-The forward's products are those that omega_dual.cuh and omega_muon.cuh make, one for one. Those of
-the backward are the formulas' of docs/math/omega_rule.md, sections 5 to 7, each once.
+Products are those of omega_dual.cuh, omega_muon.cuh and their backwards, one for one; in the
+backward the formulas of docs/math/omega_rule.md, sections 5 to 7, and what is computed anew.
 """
 
 from __future__ import annotations
@@ -173,8 +173,11 @@ class OmegaRule(OmegaMemory):
                 yield Product(n, rows, inner)  # P
                 yield from (Product(n, inner, rows), Product(rows, inner, n))  # gu, gx by gP
             yield from (Product(n, rows, out), Product(rows, out, n))  # B, gd
-            if self.deep and layer < self.first_layer:
-                yield Product(n, out, rows)  # z of the queries
+            if self.deep and layer < self.first_layer:  # z of the queries, anew
+                yield Product(n, out, rows)
+                yield from (p for _ in range(states) for p in self._read(n, layer))
+            if self.deep and layer == 0:
+                yield Product(n, rows, inner)  # P for z
             for _ in range(states):
                 yield Product(n, out, width)  # M_hat u
                 yield Product(rows, out, width)  # hM
@@ -182,22 +185,39 @@ class OmegaRule(OmegaMemory):
                 yield Product(n, width, out)  # gu
                 yield Product(rows, width, out)  # gx
 
-    def _muon_backward(self, chunk: Chunk) -> Iterator[Product]:
-        for first, last, writes in self.segments(chunk):
-            n, rows = last - first + 1, self.segment_rows(chunk, first, last)
-            for width, out in self.matrices:
-                yield Product(width, out, rows)  # S of the write, anew
-                yield from (Product(n, out, width), Product(width, out, n), Product(n, width, out))
-                yield from (Product(rows, out, width), Product(rows, width, out))  # (44)
-                if writes:
-                    yield from self._schulz_backward(min(width, out), max(width, out))
+    def _back(self, rows: int, layer: int) -> Iterator[Product]:
+        width, out = self.matrices[layer]
+        for part in self._parts(width, layer):
+            yield Product(rows, part, out)
 
-    def _schulz_backward(self, short: int, long: int) -> Iterator[Product]:
-        square, tall = Product(short, short, short), Product(short, short, long)
+    def _muon_backward(self, chunk: Chunk) -> Iterator[Product]:
+        layers = range(len(self.matrices))
+        for first, last, writes in self.segments(chunk):
+            rows, before = self.segment_rows(chunk, first, last), last - first + (not writes)
+            advances = layers if writes or self.momentum else ()
+            for layer in advances:  # S and O of the write, anew
+                yield from self._write(rows, layer)
+            for matrix in self.matrices if writes else ():
+                yield from self.schulz(*matrix)
+                yield from self._schulz_backward(*matrix)
+            for tokens, decays in ((int(writes), False), (before, True)):
+                for layer in layers if tokens else ():
+                    if decays:  # M u, for the decays' gradients
+                        yield from self._read(tokens, layer)
+                    yield from (*self._write(tokens, layer), *self._back(tokens, layer))
+                    if self.deep and layer < self.first_layer:  # z of the queries
+                        yield from self._read(tokens, layer)
+            for layer in advances:  # (44)
+                yield from (*self._read(rows, layer), *self._back(rows, layer))
+
+    def _schulz_backward(self, width: int, out: int) -> Iterator[Product]:
+        short, long = min(width, out), max(width, out)
+        square, gram = Product(short, short, short), Product(short, short, long)
+        apply = Product(width, out, short)
         for step in range(self.ns_steps):
-            yield from (square, square, tall, tall, tall, tall)
+            yield from (gram, gram, square, square, apply, apply)
             if step > 0:  # the iterates, anew
-                yield from (square, tall, tall)
+                yield from (gram, square, apply)
 
 
 def omega_rule(
