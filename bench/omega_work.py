@@ -148,7 +148,7 @@ class OmegaRule(OmegaMemory):
             yield from self._read(1, layer)
 
     def backward_products(self, tokens: int) -> Iterator[Product]:
-        """By the formulas: (20) to (31), (38) and (45); (39) to (44) with Newton-Schulz."""
+        """(20) to (31), (38) and (45); (39) to (44) with Newton-Schulz."""
         for chunk in self.chunks(tokens):
             yield from self._signals(chunk.rows)
             for layer, matrix in enumerate(self.matrices):
