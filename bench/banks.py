@@ -1,4 +1,4 @@
-"""`python -m bench.banks`: shared-memory passes of the tile loads and stores of tile.cuh.
+"""`python -m bench.banks`: shared-memory passes of the loads and stores of tile.cuh and block.cuh.
 
 32 banks of 4 bytes. A pass serves words of different banks, and one word to any number of lanes.
 Accesses of 8 bytes a lane go half a warp at a time; ldmatrix reads eight rows of 16 bytes a time.
@@ -133,13 +133,53 @@ def layouts(access: Callable[[At, int], int]) -> tuple[At, At]:
     return float_at, plain_float
 
 
+# ---- block_product (block.cuh): rows of `leading` floats, one float a lane
+
+
+def product_a(leading: int) -> int:
+    """Rows along the lanes: A, or B transposed."""
+    return passes(lane // 4 * leading + lane % 4 for lane in LANES)
+
+
+def product_b(leading: int) -> int:
+    """Columns along the lanes: B, or A transposed."""
+    return passes(lane % 4 * leading + lane // 4 for lane in LANES)
+
+
+def product_store(leading: int) -> int:
+    return passes(lane // 4 * leading + lane % 4 * 2 for lane in LANES)
+
+
+def product_step(leading: int, a_transposed: bool, b_transposed: bool) -> int:
+    """Passes for the 8 of depth of its four mma: 4 loads of A, 8 of B."""
+    a = product_b if a_transposed else product_a
+    b = product_a if b_transposed else product_b
+    return 4 * a(leading) + 8 * b(leading)
+
+
+KINDS = {
+    "A B": (False, False),
+    "A B^T": (False, True),
+    "A^T B": (True, False),
+    "A^T B^T": (True, True),
+}
+
+
 def table() -> list[str]:
     rows = [f"{'access':<28}{'at best':>8}" + "".join(f"{s:>9}" for s in SIZES)]
     for access, best in ACCESSES.items():
         used, plain = layouts(access)
         counts = (f"{access(used, size)} ({access(plain, size)})" for size in SIZES)
         rows.append(f"{access.__name__:<28}{best:>8}" + "".join(f"{c:>9}" for c in counts))
-    return [*rows, "in brackets: rows one after another, neither padded nor exchanged"]
+    steps = ", ".join(
+        f"{name} {product_step(68, *kind)} ({product_step(64, *kind)})"
+        for name, kind in KINDS.items()
+    )
+    return [
+        *rows,
+        "in brackets: rows one after another, neither padded nor exchanged",
+        f"four mma of block_product, rows of 68 (64) floats: {steps}",
+    ]
 
 
 if __name__ == "__main__":

@@ -72,6 +72,10 @@ class Work:
         compute = self.executed / device.peaks[self.arithmetic]
         return (memory, "memory") if memory >= compute else (compute, "arithmetic")
 
+    def alone(self, device: Device) -> float:
+        """Seconds of the arithmetic where every block has a multiprocessor to itself."""
+        return self.executed / device.peaks[self.arithmetic] * device.multiprocessors / self.blocks
+
 
 def stretches(linear: Sequence[float], elongated: bool) -> Iterator[int]:
     """Lengths of the stretches, from the coefficients a of the steps (newton_schulz_block.cuh)."""

@@ -109,8 +109,8 @@ def test_plans_are_the_launchers(plan, capability) -> None:
 def test_plan_refuses_what_it_does_not_know(plan) -> None:
     with pytest.raises(RuntimeError, match=r"cuda_plan: capability: wanted 75, .*, got 70"):
         plan("newton_schulz", "float32", (4, 4), False, 70)
-    with pytest.raises(RuntimeError, match=r"cuda_plan: op: wanted .*, got omega_rule"):
-        plan("omega_rule", "float32", (4, 4), False, 80)
+    with pytest.raises(RuntimeError, match=r"cuda_plan: op: wanted .*, got exp_omega_rule"):
+        plan("exp_omega_rule", "float32", (4, 4), False, 80)
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 10), (5, 16, 16), (2, 40, 70), (1, 130, 50)])
@@ -175,6 +175,15 @@ def test_float_layout_keeps_pieces_and_matrices(width) -> None:
             assert places == list(range(places[0], places[0] + 4)) and places[0] % 4 == 0
     whole = {banks.float_at(row, column, width) for row in range(16) for column in range(width)}
     assert whole == set(range(16 * width))
+
+
+def test_passes_of_a_product() -> None:
+    """What docs/cuda.md says of block_product, for every leading dimension of 4 modulo 8."""
+    for leading in (12, 20, 28, 36, 68, 132, 260):
+        found = {name: banks.product_step(leading, *kind) for name, kind in banks.KINDS.items()}
+        assert found == {"A B": 20, "A B^T": 12, "A^T B": 24, "A^T B^T": 16}
+        assert banks.product_store(leading) == 2
+    assert banks.product_step(72, False, False) == 16 and banks.product_step(72, True, False) == 12
 
 
 def test_roofline_prints(capsys) -> None:
