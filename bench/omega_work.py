@@ -29,12 +29,23 @@ class Product:
     def useful(self) -> int:
         return 2 * self.m * self.n * self.depth
 
-    def executed(self, tf32: bool, split: bool = False) -> int:
-        """By FFMA or mma; split tf32 makes three mma."""
-        tiles = math.ceil(self.m / TILE_ROWS) * math.ceil(self.n / TILE_COLUMNS)
+    def tile_rows(self, warps: int) -> int:
+        """Of a tile in plain tf32: two_bands_pay in block.cuh."""
+        one, two = (
+            math.ceil(
+                math.ceil(self.m / (bands * TILE_ROWS)) * math.ceil(self.n / TILE_COLUMNS) / warps
+            )
+            for bands in (1, 2)
+        )
+        return 2 * TILE_ROWS if 5 * two < 4 * one else TILE_ROWS
+
+    def executed(self, warps: int, tf32: bool, split: bool = False) -> int:
+        """By FFMA or mma of a block; split tf32 makes three mma."""
+        rows = self.tile_rows(warps) if tf32 and not split else TILE_ROWS
+        tiles = math.ceil(self.m / rows) * math.ceil(self.n / TILE_COLUMNS)
         step = TF32_DEPTH if tf32 else 1
         times = 3 if split and tf32 else 1
-        return times * 2 * TILE_ROWS * TILE_COLUMNS * tiles * math.ceil(self.depth / step) * step
+        return times * 2 * rows * TILE_COLUMNS * tiles * math.ceil(self.depth / step) * step
 
 
 @dataclass(frozen=True)
@@ -249,7 +260,7 @@ def omega_rule(
         arithmetic="tf32" if on_tensor_cores else "float",
         useful=float(items * sum(product.useful for product in made)),
         executed=float(
-            items * sum(product.executed(on_tensor_cores, rule.muon) for product in made)
+            items * sum(p.executed(rule.threads // 32, on_tensor_cores, rule.muon) for p in made)
         ),
         moved=float(moved),
         scratch=scratch,

@@ -80,7 +80,8 @@ FAULTS = [
     Fault("overhang's gradients lost", BACKWARD, "omega_backward.cuh",
           "i < next ? 0.0f : scratch[(i - next) * ld + j]", "0.0f"),
     Fault("gradient of the entering momentum decays twice", BACKWARD, "omega_dual_backward.cuh",
-          "w.p[last] * grad_s - w.s[last] * grad", "w.p[last] * w.p[last] * grad_s - w.s[last] * grad"),
+          "w.p[last] * grad_s - w.s[last] * grad",
+          "w.p[last] * w.p[last] * grad_s - w.s[last] * grad"),
     Fault("scales' gradient of the kernel forgotten", BACKWARD, "omega_dual_backward.cuh",
           "grad_scale[l] += 2.0f * w.c[l] * power", "grad_scale[l] += w.c[l] * power"),
 ]
@@ -125,13 +126,19 @@ def library_with(fault: Fault | None, folder: Path) -> Path:
         if text.count(fault.before) != 1:
             sys.exit(f"{fault.name}: {fault.file} has its text {text.count(fault.before)} times")
         file.write_text(text.replace(fault.before, fault.after))
-        command = [word.replace(str(ROOT / "csrc"), str(sources)) for word in command_of(fault.unit)]
+        command = [
+            word.replace(str(ROOT / "csrc"), str(sources)) for word in command_of(fault.unit)
+        ]
         command[command.index("-o") + 1] = str(folder / "changed.o")
         subprocess.run(command, check=True, cwd=BUILD)
         objects = [path for path in objects if path.name != fault.unit + ".o"]
         objects.append(folder / "changed.o")
-    torch = subprocess.run([sys.executable, "-c", "import torch; print(torch.__path__[0])"],
-                           check=True, capture_output=True, text=True).stdout.strip()
+    torch = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.__path__[0])"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
     link = ["g++", "-shared", "-o", library, *objects, BUILD / "libatlas_emulation.a",
             f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl", "-lpthread"]  # fmt: skip
     subprocess.run([str(word) for word in link], check=True)

@@ -124,9 +124,11 @@ def test_plan_refuses_sizes(plan: Callable[..., str]) -> None:
 
 def test_products_by_hand() -> None:
     assert Product(17, 33, 9).useful == 2 * 17 * 33 * 9
-    assert Product(17, 33, 9).executed(True) == 2 * 32 * 64 * 16
-    assert Product(17, 33, 9).executed(True, split=True) == 3 * 2 * 32 * 64 * 16
-    assert Product(17, 33, 9).executed(False) == 2 * 32 * 64 * 9
+    assert Product(17, 33, 9).executed(4, True) == 2 * 32 * 64 * 16
+    assert Product(17, 33, 9).executed(4, True, split=True) == 3 * 2 * 32 * 64 * 16
+    assert Product(17, 33, 9).executed(4, False) == 2 * 32 * 64 * 9
+    assert Product(79, 64, 8).executed(8, True) == 2 * 96 * 64 * 8  # two rounds of 10, one of 6
+    assert Product(64, 64, 8).executed(8, True) == 2 * 64 * 64 * 8  # one of 8, one of 4
 
 
 # docs/math/omega_rule.md, section 3, for a chunk of n tokens and R rows.
@@ -223,7 +225,7 @@ def test_executed_operations_are_those_of_the_kernel(name: str, final_state: boo
             counts.append(module.counters()["mma"])
     made = [rule.products(tokens, final_state), rule.backward_products(tokens)]
     for before, after, products in zip(counts, counts[1:], made, strict=False):
-        once = sum(product.executed(True, rule.muon) for product in products)
+        once = sum(p.executed(rule.threads // 32, True, rule.muon) for p in products)
         assert (after - before) * 2 * 16 * 8 * 8 == 4 * once
 
 

@@ -71,7 +71,7 @@ enum class Arithmetic { simple, tf32, split_tf32 };
 template <Arithmetic kArithmetic>
 constexpr int kArithmeticCapability = kArithmetic == Arithmetic::simple ? 75 : 80;
 
-// A warp's 16 x 32 results of a product.
+// A warp's 16 x 32 or 32 x 32 results of a product.
 constexpr int kTileRows = 16, kTileColumns = 32;
 
 // Which neighbours in memory a view has: elements of a row, of a column, or neither. Known strides
@@ -116,48 +116,52 @@ struct ProductLines {
   }
 };
 
-// One warp's tile as tensor cores hold it: four m16n8 results side by side.
-template <bool kSplit, Unit kA, Unit kB, bool kInside>
+// One warp's tile as tensor cores hold it: kBands times four m16n8 results.
+template <bool kSplit, int kBands, Unit kA, Unit kB, bool kInside>
 struct Tf32ProductTile {
-  static constexpr int kDepth = 8;
-  float sums[4][4] = {};
-  ProductLines<2, 8, kInside> a;
+  static constexpr int kDepth = 8, kUnroll = 1;
+  float sums[kBands][4][4] = {};
+  ProductLines<2 * kBands, 8, kInside> a;
   ProductLines<4, 8, kInside> b;
 
   __device__ __forceinline__ Tf32ProductTile(const View& a_view, const View& b_view, int first_row,
                                              int first_column, int m, int n)
-      : a(a_view.at, row_stride<kA>(a_view), column_stride<kA>(a_view),
-          first_row + lane_id() / 4, lane_id() % 4, m),
+      : a(a_view.at, row_stride<kA>(a_view), column_stride<kA>(a_view), first_row + lane_id() / 4,
+          lane_id() % 4, m),
         b(b_view.at, column_stride<kB>(b_view), row_stride<kB>(b_view),
           first_column + lane_id() / 4, lane_id() % 4, n) {}
 
   // The next eight of depth, from k on; those from `depth` on count as zero.
   template <bool kWhole>
   __device__ __forceinline__ void step(const float* factor, int k, int depth) {
-    float left[4] = {}, right[4][2] = {};
+    float left[kBands][4] = {}, right[4][2] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int at = k + lane_id() % 4 + 4 * half;
       if (!kWhole && at >= depth) continue;
       const float by = factor != nullptr ? factor[at] : 1.0f;
-      left[2 * half] = a.at(0, 4 * half);
-      left[2 * half + 1] = a.at(1, 4 * half);
+#pragma unroll
+      for (int i = 0; i < 2 * kBands; ++i) left[i / 2][2 * half + i % 2] = a.at(i, 4 * half);
 #pragma unroll
       for (int j = 0; j < 4; ++j) right[j][half] = b.at(j, 4 * half) * by;
     }
     a.advance(8);
     b.advance(8);
-    uint32_t high[4], low[4];
-    split(high, low, left);
+    uint32_t high[kBands][4], low[kBands][4];
+#pragma unroll
+    for (int band = 0; band < kBands; ++band) split(high[band], low[band], left[band]);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       uint32_t b_high[2], b_low[2];
       split(b_high, b_low, right[j]);
-      if constexpr (kSplit) {
-        mma_tf32_16x8x8(sums[j], low, b_high);
-        mma_tf32_16x8x8(sums[j], high, b_low);
+#pragma unroll
+      for (int band = 0; band < kBands; ++band) {
+        if constexpr (kSplit) {
+          mma_tf32_16x8x8(sums[band][j], low[band], b_high);
+          mma_tf32_16x8x8(sums[band][j], high[band], b_low);
+        }
+        mma_tf32_16x8x8(sums[band][j], high[band], b_high);
       }
-      mma_tf32_16x8x8(sums[j], high, b_high);
     }
   }
 
@@ -174,25 +178,28 @@ struct Tf32ProductTile {
   template <class Use>
   __device__ __forceinline__ void visit(const Use& use) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
+    for (int band = 0; band < kBands; ++band)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        use(lane_id() / 4 + i / 2 * 8, 8 * j + lane_id() % 4 * 2 + i % 2, sums[j][i]);
+      for (int j = 0; j < 4; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          use(lane_id() / 4 + 16 * band + i / 2 * 8, 8 * j + lane_id() % 4 * 2 + i % 2,
+              sums[band][j][i]);
   }
 };
 
 // A lane has four rows four apart, and of the 32 columns four eight apart.
 template <Unit kA, Unit kB, bool kInside>
 struct SimpleProductTile {
-  static constexpr int kDepth = 1;
+  static constexpr int kDepth = 1, kUnroll = 2;
   float sums[4][4] = {};
   ProductLines<4, 4, kInside> a;
   ProductLines<4, 8, kInside> b;
 
   __device__ __forceinline__ SimpleProductTile(const View& a_view, const View& b_view,
                                                int first_row, int first_column, int m, int n)
-      : a(a_view.at, row_stride<kA>(a_view), column_stride<kA>(a_view),
-          first_row + lane_id() / 8, 0, m),
+      : a(a_view.at, row_stride<kA>(a_view), column_stride<kA>(a_view), first_row + lane_id() / 8,
+          0, m),
         b(b_view.at, column_stride<kB>(b_view), row_stride<kB>(b_view),
           first_column + lane_id() % 8, 0, n) {}
 
@@ -221,10 +228,10 @@ struct SimpleProductTile {
   }
 };
 
-template <Arithmetic kArithmetic, Unit kA, Unit kB, bool kInside>
-using ProductTile =
-    std::conditional_t<kArithmetic == Arithmetic::simple, SimpleProductTile<kA, kB, kInside>,
-                       Tf32ProductTile<kArithmetic == Arithmetic::split_tf32, kA, kB, kInside>>;
+template <Arithmetic kArithmetic, int kBands, Unit kA, Unit kB, bool kInside>
+using ProductTile = std::conditional_t<
+    kArithmetic == Arithmetic::simple, SimpleProductTile<kA, kB, kInside>,
+    Tf32ProductTile<kArithmetic == Arithmetic::split_tf32, kBands, kA, kB, kInside>>;
 
 // Operands and result of a product, as block_product has them.
 struct ProductTask {
@@ -235,13 +242,12 @@ struct ProductTask {
   float alpha, beta;
 };
 
-template <Arithmetic kArithmetic, Unit kA, Unit kB, bool kInside>
+template <class Tile, bool kInside>
 __device__ __forceinline__ void product_tile(const ProductTask& task, int first_row,
                                              int first_column) {
-  using Tile = ProductTile<kArithmetic, kA, kB, kInside>;
   Tile tile(task.a, task.b, first_row, first_column, task.m, task.n);
   int k = 0;
-#pragma unroll 1
+#pragma unroll Tile::kUnroll
   for (; k + Tile::kDepth <= task.depth; k += Tile::kDepth)
     tile.template step<true>(task.depth_factor, k, task.depth);
   if (k < task.depth) tile.template step<false>(task.depth_factor, k, task.depth);
@@ -257,18 +263,41 @@ __device__ __forceinline__ void product_tile(const ProductTask& task, int first_
   });
 }
 
-template <Arithmetic kArithmetic, Unit kA, Unit kB>
+// Tiles of kBands * 16 rows, dealt to the warps in turn.
+template <Arithmetic kArithmetic, int kBands, Unit kA, Unit kB>
 __device__ __forceinline__ void product_tiles(const ProductTask& task) {
+  constexpr int kRows = kBands * kTileRows;
   const unsigned across = static_cast<unsigned>(task.n + kTileColumns - 1) / kTileColumns,
-                 down = static_cast<unsigned>(task.m + kTileRows - 1) / kTileRows;
+                 down = static_cast<unsigned>(task.m + kRows - 1) / kRows;
   for (unsigned tile = threadIdx.x / kWarp; tile < across * down; tile += blockDim.x / kWarp) {
-    const int row = static_cast<int>(tile / across) * kTileRows,
+    const int row = static_cast<int>(tile / across) * kRows,
               column = static_cast<int>(tile % across) * kTileColumns;
-    if (row + kTileRows <= task.m && column + kTileColumns <= task.n)
-      product_tile<kArithmetic, kA, kB, true>(task, row, column);
+    if (row + kRows <= task.m && column + kTileColumns <= task.n)
+      product_tile<ProductTile<kArithmetic, kBands, kA, kB, true>, true>(task, row, column);
     else
-      product_tile<kArithmetic, kA, kB, false>(task, row, column);
+      product_tile<ProductTile<kArithmetic, kBands, kA, kB, false>, false>(task, row, column);
   }
+}
+
+// Whether tiles of two bands finish sooner: one takes 5/4 of the instructions of a tile of one
+// band.
+__host__ __device__ __forceinline__ bool two_bands_pay(int m, int n, int warps) {
+  const unsigned across = static_cast<unsigned>(n + kTileColumns - 1) / kTileColumns,
+                 w = static_cast<unsigned>(warps),
+                 one = (static_cast<unsigned>(m + kTileRows - 1) / kTileRows * across + w - 1) / w,
+                 two = (static_cast<unsigned>(m + 2 * kTileRows - 1) / (2 * kTileRows) * across +
+                        w - 1) /
+                       w;
+  return 5 * two < 4 * one;
+}
+
+template <Arithmetic kArithmetic, Unit kA, Unit kB>
+__device__ __forceinline__ void product_of(const ProductTask& task) {
+  // Two bands of split operands would not fit in registers.
+  if constexpr (kArithmetic == Arithmetic::tf32)
+    if (two_bands_pay(task.m, task.n, block_threads() / kWarp))
+      return product_tiles<kArithmetic, 2, kA, kB>(task);
+  product_tiles<kArithmetic, 1, kA, kB>(task);
 }
 
 // c [m, n] = beta c + alpha row_factor_i sum_k a_ik depth_factor_k b_kj; a factor that is null is
@@ -280,16 +309,16 @@ __device__ ATLAS_SHARED_CODE void block_product(View a, View b, const float* dep
   const ProductTask task{a, b, depth_factor, row_factor, c, ld, m, n, depth, alpha, beta};
   if (a.column == 1) {
     if (b.column == 1)
-      product_tiles<kArithmetic, Unit::column, Unit::column>(task);
+      product_of<kArithmetic, Unit::column, Unit::column>(task);
     else if (b.row == 1)
-      product_tiles<kArithmetic, Unit::column, Unit::row>(task);
+      product_of<kArithmetic, Unit::column, Unit::row>(task);
     else
-      product_tiles<kArithmetic, Unit::column, Unit::none>(task);
+      product_of<kArithmetic, Unit::column, Unit::none>(task);
   } else {
     if (b.column == 1)
-      product_tiles<kArithmetic, Unit::row, Unit::column>(task);
+      product_of<kArithmetic, Unit::row, Unit::column>(task);
     else
-      product_tiles<kArithmetic, Unit::row, Unit::none>(task);
+      product_of<kArithmetic, Unit::row, Unit::none>(task);
   }
   __syncthreads();
 }

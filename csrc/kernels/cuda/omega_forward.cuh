@@ -1,26 +1,25 @@
 #pragma once
 // The forward pass of the Omega rule (spec section 1, docs/math/omega_rule.md): a block takes a
-// (sequence, head), of a linear memory perhaps a slice of V, and walks through its chunks with the memory at hand; nothing is exchanged
-// between blocks. All buffers are float, in shared memory as far as they fit (omega_work.cuh), else
-// in the block's part of the scratch. The block writes o of its tokens, its checkpoints and its
-// part of the final state.
+// (sequence, head), of a linear memory perhaps a slice of V, and walks through its chunks with the
+// memory at hand; nothing is exchanged between blocks. All buffers are float, in shared memory as
+// far as they fit (omega_work.cuh), else in the block's part of the scratch. The block writes o of
+// its tokens, its checkpoints and its part of the final state.
 #include "kernels/cuda/omega_dual.cuh"
 #include "kernels/cuda/omega_muon.cuh"
 #include "kernels/cuda/omega_states.cuh"
 
 namespace atlas::kernels::cuda {
 
-// Columns [from, from + width) of `whole` of the final tail: the last W-1 tokens, from this call or from the tail it began with; zeros before
-// the sequence's start.
+// Columns [from, from + width) of `whole` of the final tail: the last W-1 tokens, from this call or
+// from the tail it began with; zeros before the sequence's start.
 __device__ __forceinline__ void store_tail(const OmegaResult& result, const OmegaTensor& tokens,
                                            const OmegaTensor& tail, const OmegaOptions& o,
-                                           const OmegaItem& item, int from, int width,
-                                           int whole) {
+                                           const OmegaItem& item, int from, int width, int whole) {
   if (result.data == nullptr) return;
   const int slots = o.window - 1;
   const int64_t at = token_offset(tokens, item) + from * tokens.stride[3],
-                tail_at = item.n * tail.stride[0] + item.head * tail.stride[2] +
-                          from * tail.stride[3];
+                tail_at =
+                    item.n * tail.stride[0] + item.head * tail.stride[2] + from * tail.stride[3];
   each(slots, width, [&](int slot, int j) {
     const int64_t token = item.length - slots + slot;
     float value = 0;
@@ -43,9 +42,10 @@ __device__ __forceinline__ void store_output(const OmegaWork& w, const OmegaForw
   each(c.tokens, o.value, [&](int t, int j) {
     float value = w.y[t * sz.vp + j];
     if (o.residual) value += w.q[t * sz.kp + item.value_at + j];
-    store_value(args.o.data, args.o.dtype, (row + static_cast<int64_t>(t) * o.heads) * (o.value * o.slices) +
-                    item.value_at + j,
-                value);
+    store_value(
+        args.o.data, args.o.dtype,
+        (row + static_cast<int64_t>(t) * o.heads) * (o.value * o.slices) + item.value_at + j,
+        value);
   });
 }
 
@@ -56,8 +56,7 @@ __device__ __forceinline__ void forward_chunk(const OmegaWork& w, const OmegaFor
   const bool ends = w.chunk.first + w.chunk.tokens == w.item.length;
   load_chunk(w, o, args.in);
   save_checkpoint(args.weights_checkpoints, w.weights, o, w.item, checkpoint);
-  if (o.momentum)
-    save_checkpoint(args.momentum_checkpoints, w.momentum, o, w.item, checkpoint);
+  if (o.momentum) save_checkpoint(args.momentum_checkpoints, w.momentum, o, w.item, checkpoint);
   if (ends) store_memory(args.chunk_weights, w.reference, o, w.item);
   memory_signals<kArithmetic>(w, o);
   if constexpr (kMuon)

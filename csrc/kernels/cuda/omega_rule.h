@@ -42,7 +42,7 @@ struct OmegaSizes {
 // What forward, backward and update share. Letters as in docs/math/omega_rule.md.
 struct OmegaOptions {
   int heads, key, value, features, hidden, window;
-  int slices;  // a block has `value` of a linear memory's slices * value outputs; else 1
+  int slices;    // a block has `value` of a linear memory's slices * value outputs; else 1
   int matrices;  // 1: linear, W; 2: MLP, W1 W2; 3: gated MLP, W1 W3 W2
   int chunk;     // most tokens of a chunk in this call
   int degree;    // 0: phi is the identity

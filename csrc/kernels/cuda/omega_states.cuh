@@ -27,8 +27,7 @@ __device__ __forceinline__ void store_memory(float* const* tensors, const Memory
     const OmegaMatrix& m = o.sizes.matrix[l];
     const View& from = memory.matrix[l];
     float* const to =
-        tensors[l] +
-        ((item.n * o.heads + item.head) * all_outputs(o, l) + item.value_at) * m.in;
+        tensors[l] + ((item.n * o.heads + item.head) * all_outputs(o, l) + item.value_at) * m.in;
     each(m.out, m.in,
          [&](int j, int i) { to[j * m.in + i] = from.at[i * from.row + j * from.column]; });
   }
@@ -42,10 +41,10 @@ __device__ __forceinline__ void save_checkpoint(float* const* checkpoints, const
   for (int l = 0; l < o.matrices; ++l) {
     const OmegaMatrix& m = o.sizes.matrix[l];
     const int width = all_outputs(o, l);
-    float* const to =
-        checkpoints[l] + (index * o.heads + item.head) * m.in * width + item.value_at;
+    float* const to = checkpoints[l] + (index * o.heads + item.head) * m.in * width + item.value_at;
     each(m.in, m.out, [&](int i, int j) {
-      to[static_cast<int64_t>(i) * width + j] = state == nullptr ? 0.0f : state[m.at + i * m.ld + j];
+      to[static_cast<int64_t>(i) * width + j] =
+          state == nullptr ? 0.0f : state[m.at + i * m.ld + j];
     });
   }
 }
