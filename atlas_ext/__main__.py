@@ -51,7 +51,7 @@ class OmegaSizes(NamedTuple):
         )
 
 
-OMEGA_OPERATORS = ("omega_rule", "omega_rule_backward")
+OMEGA_OPERATORS = ("omega_rule", "omega_rule_backward", "omega_rule_update")
 OMEGA = (
     OmegaSizes(64, 64),
     OmegaSizes(32, 32, degree=2),

@@ -42,6 +42,14 @@ std::string describe(const cuda_kernels::OmegaPlan& plan, const cuda_kernels::Om
                      cuda_kernels::OmegaPass pass) {
   const bool muon = o.schedule.steps > 0,
              both = o.momentum || (muon && pass == cuda_kernels::OmegaPass::forward);
+  if (pass == cuda_kernels::OmegaPass::update) {
+    const std::string place =
+        plan.scratch_bytes > 0 ? ", " + kibibytes(plan.scratch_bytes) + " scratch" : "";
+    return std::string("state in place, ") +
+           (muon && plan.tensor_cores ? "split tf32 tensor cores for Newton-Schulz, "
+                                      : "float multiply-adds, ") +
+           resources(plan.threads, plan.shared_bytes) + place;
+  }
   std::string text = muon ? "Newton-Schulz form: " : "dual form: ";
   text += !plan.tensor_cores ? "float multiply-adds, "
           : muon             ? "split tf32 tensor cores, "
@@ -62,6 +70,7 @@ struct OmegaOperator {
 constexpr OmegaOperator kOmegaOperators[] = {
     {"omega_rule", cuda_kernels::OmegaPass::forward},
     {"omega_rule_backward", cuda_kernels::OmegaPass::backward},
+    {"omega_rule_update", cuda_kernels::OmegaPass::update},
 };
 
 // Of one head; F = 0 belongs to a linear memory, degree 0 to keys as they are.
@@ -114,7 +123,8 @@ std::string cuda_plan(std::string op, std::string dtype, std::vector<int64_t> si
               "75, 80, 86, 87, 89, 90, 100 or 120", std::to_string(capability));
   for (const OmegaOperator& omega : kOmegaOperators) {
     if (op != omega.name) continue;
-    const cuda_kernels::OmegaOptions options = omega_plan_options(name, sizes);
+    cuda_kernels::OmegaOptions options = omega_plan_options(name, sizes);
+    if (omega.pass == cuda_kernels::OmegaPass::update) options.chunk = 1;
     return describe(
         cuda_kernels::omega_rule_plan(omega.pass, options, static_cast<cuda_kernels::Dtype>(type),
                                       allow_tf32, 1, device, 1),
