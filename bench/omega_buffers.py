@@ -92,13 +92,16 @@ class OmegaMemory:
         if self.momentum or self.muon:
             yield "momentum", sum(held)
         if self.muon:
-            yield from self._schulz_buffers(2)
+            yield from self._schulz_buffers(4 if self.elongated else 2)
         yield from self._row_buffers()
         yield from (("y", self.C * vp), ("a", rp))
-        if self.muon:
-            yield "orthogonal", sum(held)
-        else:
+        if not self.muon:
             yield from (("scores", self.C * rp), ("cf", self.C * rp))
+
+    @property
+    def elongated(self) -> bool:
+        """A matrix has a side at least twice the other (omega_plan.h)."""
+        return any(max(matrix) >= 2 * min(matrix) for matrix in self.matrices)
 
     def _held(self) -> list[int]:
         """Floats of each matrix of a state."""

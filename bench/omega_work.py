@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.cuda_work import BYTES, Device, Work
+from bench.cuda_work import BYTES, MUON_A, Device, Work, stretches
 from bench.omega_buffers import MEMORIES, TILE_COLUMNS, TILE_ROWS, OmegaMemory
 
 __all__ = ["MEMORIES", "OmegaRule", "Product", "omega_rule", "omega_rule_update"]
@@ -110,9 +110,11 @@ class OmegaRule(OmegaMemory):
         yield Product(rows, self.F, self.V)
 
     def schulz(self, width: int, out: int) -> Iterator[Product]:
+        """The muon schedule in stretches (omega_newton_schulz.cuh)."""
         short, long = min(width, out), max(width, out)
-        for _ in range(self.ns_steps):
-            yield from (Product(short, short, long), Product(short, short, short))
+        for length in stretches((MUON_A,) * self.ns_steps, long >= 2 * short):
+            yield Product(short, short, long)
+            yield from [Product(short, short, short)] * (4 * length - 3)
             yield Product(width, out, short)
 
     def _dual_chunk(self, chunk: Chunk, advance: bool) -> Iterator[Product]:
@@ -227,7 +229,7 @@ class OmegaRule(OmegaMemory):
         apply = Product(width, out, short)
         for step in range(self.ns_steps):
             yield from (gram, gram, square, square, apply, apply)
-            if step > 0:  # the iterates, anew
+            if step > 0:  # the iterates, anew, one by one
                 yield from (gram, square, apply)
 
 

@@ -102,23 +102,29 @@ __device__ __forceinline__ void muon_read(float* y, const OmegaWork& w, const Om
   }
 }
 
-// O = NS(S), matrix by matrix.
-template <Arithmetic kArithmetic>
-__device__ __forceinline__ void orthogonalise(float* out, const float* momentum, const OmegaWork& w,
-                                              const OmegaOptions& o) {
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    block_newton_schulz<kArithmetic>(out + m.at, momentum + m.at, m, o.schedule, o.ns_scales[l],
-                                     w.ns, w.squares, w.line);
-  }
-}
-
 // Calls use(at) for every element of a state's matrices.
 template <class Use>
 __device__ __forceinline__ void each_weight(const OmegaOptions& o, const Use& use) {
   for (int l = 0; l < o.matrices; ++l) {
     const OmegaMatrix& m = o.sizes.matrix[l];
     each(m.in, m.out, [&](int i, int j) { use(m.at + i * m.ld + j); });
+  }
+}
+
+// Calls use(at, value) for every element of NS(S), matrix by matrix. A barrier comes before; after
+// it by the caller.
+template <Arithmetic kArithmetic, class Use>
+__device__ __forceinline__ void each_orthogonal(const float* momentum, const OmegaWork& w,
+                                                const OmegaOptions& o, const Use& use) {
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = o.sizes.matrix[l];
+    const float* const x =
+        block_newton_schulz<kArithmetic>(momentum + m.at, m, o.schedule, w.ns, w.squares, w.line);
+    const float scale = o.ns_scales[l];
+    each(m.in, m.out, [&](int i, int j) {
+      const int at = i * m.ld + j;
+      use(m.at + at, scale * x[at]);
+    });
   }
 }
 
@@ -135,10 +141,10 @@ __device__ __forceinline__ void muon_forward(const OmegaWork& w, const OmegaOpti
     muon_read<kArithmetic>(w.y, w, o, first, segment.reads_before(), w.m, w.before);
     const float keep = w.m[segment.last];
     if (segment.writes) {
-      orthogonalise<kArithmetic>(w.orthogonal, w.momentum, w, o);
       const float eta = w.eta[segment.last];
-      each_weight(o,
-                  [&](int at) { w.weights[at] = keep * w.weights[at] - eta * w.orthogonal[at]; });
+      each_orthogonal<kArithmetic>(w.momentum, w, o, [&](int at, float value) {
+        w.weights[at] = keep * w.weights[at] - eta * value;
+      });
       __syncthreads();
       muon_read<kArithmetic>(w.y, w, o, segment.last, 1, nullptr, w.before);
     } else {

@@ -26,9 +26,11 @@ __device__ __forceinline__ int muon_recompute(const OmegaWork& w, const OmegaGra
     const float keep = w.m[segment.last];
     if (segment.writes) {
       float* const orthogonal = g.segment_orthogonal + n * size;
-      orthogonalise<kArithmetic>(orthogonal, s, w, o);
       const float eta = w.eta[segment.last];
-      each_weight(o, [&](int at) { next[at] = keep * old[at] - eta * orthogonal[at]; });
+      each_orthogonal<kArithmetic>(s, w, o, [&](int at, float value) {
+        orthogonal[at] = value;
+        next[at] = keep * old[at] - eta * value;
+      });
     } else {
       each_weight(o, [&](int at) { next[at] = keep * old[at]; });
     }

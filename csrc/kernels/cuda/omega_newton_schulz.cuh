@@ -71,31 +71,57 @@ __device__ __forceinline__ void step_apply(float* next, const float* x, const fl
     product<kArithmetic>(next, m.ld, m.in, m.out, m.in, plain(z, s.ld), plain(x, m.ld), {1, beta});
 }
 
-// o = scale NS(S), both [in, ld]. work: X, its successor (matrices) and two squares. A barrier
-// comes before and after.
+// Q of the steps [begin, end) on the small matrices, X <- X Q; gram, the first square, is X's Gram
+// matrix. More than one step takes four squares, as newton_schulz.cuh has it.
 template <Arithmetic kArithmetic>
-__device__ __forceinline__ void block_newton_schulz(float* o, const float* s, const OmegaMatrix& m,
-                                                    const NewtonSchulzSchedule& schedule,
-                                                    float scale, float* const* work,
-                                                    float* const* squares, float* line) {
+__device__ __forceinline__ const float* stretch_factor(float* const* squares,
+                                                       const SmallerSide& side,
+                                                       const NewtonSchulzSchedule& schedule,
+                                                       int begin, int end) {
+  const int s = side.side, ld = side.ld;
+  float *const gram = squares[0], *const z = squares[2];
+  float *q = squares[1], *spare = squares[3];
+  step_polynomial<kArithmetic>(q, gram, side, schedule, begin);
+  const float* factor = q;
+  for (int step = begin + 1; step < end; ++step) {
+    product<kArithmetic>(spare, ld, s, s, s, plain(gram, ld), plain(factor, ld));
+    product<kArithmetic>(gram, ld, s, s, s, plain(factor, ld), plain(spare, ld));
+    step_polynomial<kArithmetic>(z, gram, side, schedule, step);
+    product<kArithmetic>(spare, ld, s, s, s, plain(q, ld), plain(z, ld));
+    float* const old = q;
+    q = spare;
+    spare = old;
+    factor = z;
+  }
+  return q;
+}
+
+// NS(S) without its scale, [in, ld], in one of `work`, two matrices; S [in, ld] may be the first
+// one. squares: four where a matrix is elongated, else two. A barrier comes before and after.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ const float* block_newton_schulz(const float* s, const OmegaMatrix& m,
+                                                            const NewtonSchulzSchedule& schedule,
+                                                            float* const* work,
+                                                            float* const* squares, float* line) {
   const SmallerSide side(m);
-  float *x = work[0], *next = work[1], *const gram = squares[0], *const z = squares[1];
+  float *x = work[0], *next = work[1];
   __syncthreads();
   const MatrixNorm norm = measure_matrix(s, m, kOmegaNsEps, line);
   each(m.in, m.out,
        [&](int i, int j) { x[i * m.ld + j] = s[i * m.ld + j] * norm.power * norm.factor(); });
   __syncthreads();
-  for (int step = 0; step < schedule.steps; ++step) {
-    product<kArithmetic>(gram, side.ld, side.side, side.side, side.other, side.wide(x, m.ld),
+  for (int step = 0; step < schedule.steps;) {
+    const int end = stretch_end(schedule, is_elongated(m.in, m.out), step);
+    product<kArithmetic>(squares[0], side.ld, side.side, side.side, side.other, side.wide(x, m.ld),
                          side.tall(x, m.ld));
-    step_polynomial<kArithmetic>(z, gram, side, schedule, step);
-    step_apply<kArithmetic>(next, x, z, side, m, 0);
+    const float* const q = stretch_factor<kArithmetic>(squares, side, schedule, step, end);
+    step_apply<kArithmetic>(next, x, q, side, m, 0);
     float* const old = x;
     x = next;
     next = old;
+    step = end;
   }
-  each(m.in, m.out, [&](int i, int j) { o[i * m.ld + j] = scale * x[i * m.ld + j]; });
-  __syncthreads();
+  return x;
 }
 
 // One step of the adjoint: next = the gradient of x, given that of x' in grad. squares: four.

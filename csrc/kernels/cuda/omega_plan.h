@@ -28,6 +28,7 @@ inline OmegaOptions sized(OmegaOptions o, int slices) {
     sz.state += m.in * m.ld;
     sz.largest = larger(sz.largest, m.in * m.ld);
     sz.side = larger(sz.side, m.in < m.out ? m.in : m.out);
+    sz.elongated = sz.elongated || is_elongated(m.in, m.out);
   }
   if (o.degree > 0) {
     const int most = larger(kLiftFloats / sz.rows / 32 * 32, 32);

@@ -36,6 +36,7 @@ struct OmegaSizes {
   int state;           // floats of a state
   int largest;         // floats of its largest matrix
   int side;            // the largest smaller side of a matrix
+  bool elongated;      // one of them has a side at least twice the other
   int tile, tp;        // features that are made at a time, and their leading dimension
 };
 

@@ -303,10 +303,15 @@ __device__ __forceinline__ void update_matrix(float* y, const OmegaWork& w, cons
     const OmegaOptions& o = args.options;
     const OmegaMatrix& m = o.sizes.matrix[l];
     move_matrix<OmegaMove::gather>(nullptr, w, step, args, l);
-    // As the state has it: NS(Sᵀ) = NS(S)ᵀ. It is made in place.
+    // As the state has it: NS(Sᵀ) = NS(S)ᵀ. It starts from where it is applied.
     const OmegaMatrix upright{m.out, m.in, leading(m.in), 0};
-    block_newton_schulz<kArithmetic>(w.ns[0], w.ns[0], upright, o.schedule, o.ns_scales[l], w.ns,
-                                     w.squares, w.line);
+    const float* const x =
+        block_newton_schulz<kArithmetic>(w.ns[0], upright, o.schedule, w.ns, w.squares, w.line);
+    each(m.out, m.in, [&](int i, int j) {
+      const int at = i * upright.ld + j;
+      w.ns[0][at] = o.ns_scales[l] * x[at];
+    });
+    __syncthreads();
     move_matrix<OmegaMove::apply>(y, w, step, args, l);
   }
   __syncthreads();

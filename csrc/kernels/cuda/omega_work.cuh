@@ -31,6 +31,11 @@ __host__ __device__ __forceinline__ bool sees_phi(const OmegaOptions& o, int l) 
   return l < o.sizes.first_layer;
 }
 
+// Whether steps of Newton-Schulz come in stretches on the smaller side's squares.
+__host__ __device__ __forceinline__ bool is_elongated(int m, int n) {
+  return m < n ? n >= 2 * m : m >= 2 * n;
+}
+
 // Takes buffers from shared memory as long as they fit, then from the block's scratch.
 struct OmegaArena {
   float *shared, *device;
@@ -100,9 +105,8 @@ struct OmegaWork {
   float *a, *cf;               // [chunk, rp]; forward: a is its last row
   float* scores;               // [chunk, rp]
   OmegaLift lift;
-  float* orthogonal;  // a state: NS(S)
   float* ns[2];       // Newton-Schulz: X and its successor,
-  float* squares[4];  // and what multiplies them; the fourth is the backward's
+  float* squares[4];  // and what multiplies them
 };
 
 // What every pass has, the most used first.
@@ -159,15 +163,13 @@ __host__ __device__ __forceinline__ bool take_forward(OmegaWork& w, OmegaArena& 
     w.momentum = arena.take(sz.state);
     on_chip = on_chip && arena.last_shared;
   }
-  if (muon) take_newton_schulz(w, arena, o, 2);
+  if (muon) take_newton_schulz(w, arena, o, sz.elongated ? 4 : 2);
   take_rows(w, arena, o);
   w.z[0] = w.d[0];
   w.z[1] = w.d[1];
   w.y = arena.take(static_cast<int64_t>(o.chunk) * sz.vp);
   w.a = arena.take(sz.rp);
-  if (muon) {
-    w.orthogonal = arena.take(sz.state);
-  } else {
+  if (!muon) {
     w.scores = arena.take(static_cast<int64_t>(o.chunk) * sz.rp);
     w.cf = arena.take(static_cast<int64_t>(o.chunk) * sz.rp);
   }
@@ -210,7 +212,8 @@ __host__ __device__ __forceinline__ bool take_update(OmegaWork& w, OmegaArena& a
   }
   if (o.schedule.steps == 0) return arena.device_used == 0;
   const int64_t side = sz.side;
-  for (int i = 0; i < 2; ++i) w.squares[i] = arena.take(side * leading(sz.side));
+  for (int i = 0; i < (sz.elongated ? 4 : 2); ++i)
+    w.squares[i] = arena.take(side * leading(sz.side));
   for (float*& matrix : w.ns) matrix = arena.take(largest);
   return arena.device_used == 0;
 }
