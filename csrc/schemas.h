@@ -49,7 +49,8 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
       " Tensor? feature_scales, Tensor? ns_table, " OMEGA_OPTIONS ", bool allow_tf32) -> Tensor");
 
   // Rows of all tokens take the place of the matrices that see the map; momentum and chunk_weights
-  // hold those of the rows first.
+  // hold those of the rows first. The final state has room for T + extra_rows tokens; None: no such
+  // state.
 #define EXP_OMEGA_OPTIONS \
   "str objective, str activation, bool residual, str normalize, float scale, int chunk_size"
 #define EXP_OMEGA_INPUTS                                                                          \
@@ -57,7 +58,7 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   " Tensor[] weights, Tensor? keys, Tensor[] coefficients, Tensor[] momentum,"                    \
   " Tensor[] chunk_weights, Tensor? k_tail, Tensor? v_tail, Tensor? position, Tensor? cu_seqlens"
   library.def("exp_omega_rule(" EXP_OMEGA_INPUTS ", " EXP_OMEGA_OPTIONS
-              ", int? capacity, bool save_for_backward)"
+              ", int? extra_rows, bool save_for_backward)"
               " -> (Tensor o, Tensor final_keys, Tensor[] final_coefficients,"
               " Tensor[] final_momentum, Tensor[] final_weights, Tensor[] final_chunk_weights,"
               " Tensor final_k_tail, Tensor final_v_tail, Tensor final_position, Tensor[] saved)");
@@ -66,7 +67,7 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
       " Tensor[] grad_momentum, Tensor[] grad_weights, Tensor[] grad_chunk_weights,"
       " Tensor? grad_k_tail, Tensor? grad_v_tail, Tensor[] saved, " EXP_OMEGA_INPUTS
       ", " EXP_OMEGA_OPTIONS
-      ", int? capacity, int grad_mask)"
+      ", int? extra_rows, int grad_mask)"
       " -> (Tensor[] grads, Tensor[] grad_weights, Tensor[] grad_coefficients,"
       " Tensor[] grad_momentum, Tensor[] grad_chunk_weights)");
   library.def(

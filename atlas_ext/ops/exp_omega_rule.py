@@ -92,15 +92,15 @@ def exp_omega_rule(
     number = scale_argument(op, scale, q.shape[-1] if q.dim() else 1)
     state = _state_arguments(op, q, weights, initial_state, cu_seqlens)
     inputs = (q, k, v, gamma, eta, log_alpha, log_theta, *state, cu_seqlens)
-    capacity = _capacity(q, initial_state, cu_seqlens) if output_final_state else None
+    extra = _extra_rows(q, initial_state, cu_seqlens) if output_final_state else None
     o, keys, rows, momentum, matrices, ref, k_tail, v_tail, position, _ = (
         operators().exp_omega_rule(
             *inputs,
-            *(objective, activation, residual, normalize, number, chunk_size, capacity),
+            *(objective, activation, residual, normalize, number, chunk_size, extra),
             torch.is_grad_enabled() and requires_grad(inputs),
         )
     )
-    if capacity is None:
+    if extra is None:
         return o, None
     final = ExpOmegaState(
         keys,
@@ -111,7 +111,7 @@ def exp_omega_rule(
         k_tail,
         v_tail,
         position,
-        capacity,
+        q.shape[1] + extra,
     )
     return o, final
 
@@ -142,22 +142,22 @@ def _state_arguments(
     return matrices, None, [], [], [], None, None, None
 
 
-def _capacity(q: Tensor, state: ExpOmegaState | None, cu_seqlens: Tensor | None) -> int:
-    """Tokens of the longest sequence after the call: what the final state has room for.
+def _extra_rows(q: Tensor, state: ExpOmegaState | None, cu_seqlens: Tensor | None) -> int:
+    """How many tokens more than T the longest sequence has after the call; negative where packed.
 
-    Packed sequences are as long as their bounds say, which traced code cannot read: there the
-    count is an upper bound.
+    Packed sequences are as long as their bounds say, which traced code cannot read: there it is an
+    upper bound. A number, and no sum with T, so that traced code serves all T.
     """
-    tokens: int = q.shape[1] if q.dim() > 1 else 0
     before = 0 if state is None else state.length
-    readable = cu_seqlens is not None and cu_seqlens.dim() == 1 and cu_seqlens.device.type == "cpu"
-    if cu_seqlens is None or not readable or torch.compiler.is_compiling():
-        return before + tokens
+    if cu_seqlens is None or torch.compiler.is_compiling():
+        return before
+    if cu_seqlens.dim() != 1 or cu_seqlens.device.type != "cpu" or q.dim() < 2:
+        return before  # refused by the operator
     lengths = cu_seqlens.diff()
     if state is not None and state.position.shape == lengths.shape:
         lengths = lengths + state.position
     longest: int = max([0, *lengths.tolist()])
-    return longest
+    return longest - int(q.shape[1])
 
 
 def _sums(q: Tensor) -> torch.dtype:
@@ -207,9 +207,10 @@ def _saved_shapes(args: tuple[Any, ...]) -> list[tuple[Any, ...]]:
 def _fake(*args: Any) -> tuple[Any, ...]:
     q, _, v, gamma = args[:4]
     log_theta, weights, keys, k_tail, v_tail, cu_seqlens = (args[i] for i in (6, 7, 8, 12, 13, 15))
-    capacity, save = args[22:24]
+    extra, save = args[22:24]
     heads, key, value = q.shape[2], q.shape[3], v.shape[-1]
-    n, final, sums = _sequences(q, cu_seqlens), capacity is not None, _sums(q)
+    n, final, sums = _sequences(q, cu_seqlens), extra is not None, _sums(q)
+    capacity = q.shape[1] + extra if final else None
     row, deep = row_width(weights, value), bool(weights)
 
     def rows(present: bool) -> list[Tensor]:

@@ -79,8 +79,8 @@ Forward exp_omega_rule_cpu(
     const MaybeTensor& position,    // [N]
     const MaybeTensor& cu_seqlens,  // [N + 1]
     const std::string& objective, const std::string& activation, bool residual,
-    const std::string& normalize, double scale, int64_t chunk_size, std::optional<int64_t> capacity,
-    bool save_for_backward) {
+    const std::string& normalize, double scale, int64_t chunk_size,
+    std::optional<int64_t> extra_rows, bool save_for_backward) {
   const ExpOmegaCall call(
       "exp_omega_rule", q, k, v, gamma, eta, log_alpha, log_theta,
       {weights, keys, coefficients, momentum, chunk_weights, k_tail, v_tail, position}, cu_seqlens,
@@ -104,13 +104,14 @@ Forward exp_omega_rule_cpu(
   args.options = call.options;
   args.in = call.in;
   args.o = mutable_array(std::get<0>(result));
-  args.capacity = capacity.value_or(-1);
-  if (capacity) {
+  args.capacity = extra_rows ? letters.tokens + *extra_rows : -1;
+  if (extra_rows) {
     for (int64_t n = 0; n < letters.sequences; ++n) {
       const cpu::OmegaSequence& sequence = args.in.omega.sequences[n];
       const int64_t seen = sequence.position + sequence.end - sequence.begin;
-      ATLAS_CHECK(seen <= *capacity, "exp_omega_rule", "capacity",
-                  "room for all tokens, " + std::to_string(seen), std::to_string(*capacity));
+      ATLAS_CHECK(seen <= args.capacity, "exp_omega_rule", "initial_state.length",
+                  "what makes room for all tokens, " + std::to_string(seen),
+                  "room for " + std::to_string(args.capacity));
     }
     new_final_state(result, args, call, q, keys, k_tail, v_tail);
   }

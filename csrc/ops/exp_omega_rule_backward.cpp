@@ -74,8 +74,8 @@ Backward exp_omega_rule_backward_cpu(
     const Tensors& momentum, const Tensors& chunk_weights, const MaybeTensor& k_tail,
     const MaybeTensor& v_tail, const MaybeTensor& position, const MaybeTensor& cu_seqlens,
     const std::string& objective, const std::string& activation, bool residual,
-    const std::string& normalize, double scale, int64_t chunk_size, std::optional<int64_t> capacity,
-    int64_t grad_mask) {
+    const std::string& normalize, double scale, int64_t chunk_size,
+    std::optional<int64_t> extra_rows, int64_t grad_mask) {
   const char* op = "exp_omega_rule_backward";
   const ExpOmegaCall call(
       op, q, k, v, gamma, eta, log_alpha, log_theta,
@@ -96,7 +96,7 @@ Backward exp_omega_rule_backward_cpu(
   args.saved = call.saved(saved);
   args.capacity = shape.capacity;
   args.grad_o = strided(grad_o);
-  if (capacity) {  // without a final state there are outputs of no elements in its place
+  if (extra_rows) {  // without a final state there are outputs of no elements in its place
     args.grad_final_keys = strided(grad_keys);
     args.grad_final_k_tail = strided(grad_k_tail);
     args.grad_final_v_tail = strided(grad_v_tail);
