@@ -138,13 +138,8 @@ inline void read_rows(ExpTask<T>& task, const ExpSizes& x, bool normalized) {
       __builtin_memcpy(task.reads + t * x.wide + set * x.rp, row, x.rp * sizeof(T));
     }
   }
-  if constexpr (sizeof(T) == 4) {
-    for (int64_t t = 0; normalized && t < c.tokens; ++t)
-      task.sum[t] = task.most[t] + __builtin_logf(task.sum[t]);
-  } else {
-    for (int64_t t = 0; normalized && t < c.tokens; ++t)
-      task.sum[t] = task.most[t] + __builtin_log(task.sum[t]);
-  }
+  for (int64_t t = 0; normalized && t < c.tokens; ++t)
+    task.sum[t] = task.most[t] + static_cast<T>(__builtin_log(static_cast<double>(task.sum[t])));
 }
 
 // z [tokens, fp] += m_t W0 q_t; `work` is as large as z.
@@ -158,12 +153,11 @@ inline void add_raw_maps(T* const* z, const T* weights, const Chunk<T>& c, const
   }
 }
 
-// o = y / rho in place, row by row; returns nothing of rho, which the backward takes from y.
+// rho of one row.
 template <class T>
 ATLAS_INLINE T root_mean_square(const T* y, int64_t n) {
-  const T mean = dot(y, y, n) / static_cast<T>(n) + T(1e-6);
-  return sizeof(T) == 4 ? static_cast<T>(__builtin_sqrtf(static_cast<float>(mean)))
-                        : static_cast<T>(__builtin_sqrt(static_cast<double>(mean)));
+  const double mean = static_cast<double>(dot(y, y, n)) / static_cast<double>(n);
+  return static_cast<T>(__builtin_sqrt(mean + 1e-6));
 }
 
 // Eq. (12) at the chunk's end.
