@@ -124,8 +124,8 @@ Forward exp_omega_rule_cpu(
   }
   if (letters.sequences * letters.heads == 0) return result;
   const cpu::ParallelFor parallel = torch_threads();
-  const Tensor memory =
-      scratch(q, cpu::exp_omega_rule_scratch(args.options, args.in, false, parallel));
+  const Tensor memory = scratch(
+      q, cpu::exp_omega_rule_scratch(cpu::ExpOmegaPass::forward, args.options, args.in, parallel));
   args.scratch = memory.mutable_data_ptr();
   cpu::exp_omega_rule(args, parallel);
   return result;

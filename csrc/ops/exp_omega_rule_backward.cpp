@@ -135,8 +135,8 @@ Backward exp_omega_rule_backward_cpu(
     out_chunk.push_back(want(chunk_weights[sets + l], args.grad_chunk_weights[l]));
   if (shape.omega.sequences * shape.omega.heads == 0) return result;
   const cpu::ParallelFor parallel = torch_threads();
-  const Tensor memory =
-      scratch(q, cpu::exp_omega_rule_scratch(args.options, args.in, true, parallel));
+  const Tensor memory = scratch(
+      q, cpu::exp_omega_rule_scratch(cpu::ExpOmegaPass::backward, args.options, args.in, parallel));
   args.scratch = memory.mutable_data_ptr();
   cpu::exp_omega_rule_backward(args, parallel);
   return result;

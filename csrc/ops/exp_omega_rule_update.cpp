@@ -100,8 +100,8 @@ Tensor exp_omega_rule_update_cpu(
   args.o = mutable_array(o);
   if (letters.sequences * letters.heads > 0) {
     const cpu::ParallelFor parallel = torch_threads();
-    const Tensor memory =
-        scratch(q, cpu::exp_omega_rule_scratch(args.options, args.in, false, parallel));
+    const Tensor memory = scratch(
+        q, cpu::exp_omega_rule_scratch(cpu::ExpOmegaPass::update, args.options, args.in, parallel));
     args.scratch = memory.mutable_data_ptr();
     cpu::exp_omega_update(args, parallel);
   }

@@ -148,7 +148,8 @@ void backward_chunk(const ExpOmegaBackward& args, const ExpSizes& x, ExpBackward
   rebuild_rows(args, x, task, walk, n, head, number);
   rebuild_matrices(args, x, task, index, number);
   load_saved(args, x, task, own ? task.reference : task.weights, index, row);
-  near_kernel(task.near, c, sz, task.keys, {}, normalized ? task.shift : nullptr);
+  near_kernel(task.near, c, sz, task.keys, task.keys.rows + (c.position - c.overhang) * sz.kp, {},
+              normalized ? task.shift : nullptr);
   if (sz.deep()) rebuild_queries(args, x, task);
   fill_zero(g.y, tokens * sz.vp);
   for (int64_t t = 0; args.grad_o && t < tokens; ++t)

@@ -47,6 +47,12 @@ struct ExpTask {
     y = arena.take(sz.chunk * sz.vp);
     line = arena.take(line_elements(sz));
   }
+
+  Running<T> running(bool normalized) const {
+    Running<T> found;
+    if (normalized) found = {most, sum};
+    return found;
+  }
 };
 
 // Matrices of a deep memory and, for W2, its momentum; where absent, zero.
@@ -61,22 +67,29 @@ inline void load_matrices(T* weights, const Strided* src, const Sizes& sz, int64
 }
 
 template <class T>
+inline void begin_matrices(ExpTask<T>& task, const ExpOmegaInputs& in, const ExpSizes& x, int64_t n,
+                           int64_t head) {
+  load_matrices(task.weights, in.omega.weights, x.sz, n, head, task.line);
+  load_matrices(task.momentum, in.omega.momentum, x.sz, n, head, task.line);
+  task.reference_weights = task.weights;
+  if (task.own_reference == nullptr) return;
+  load_matrices(task.reference, in.omega.chunk_weights, x.sz, n, head, task.line);
+  task.reference_weights = task.reference;
+}
+
+template <class T>
 inline void begin_sequence(ExpTask<T>& task, const ExpOmegaInputs& in, const ExpSizes& x, int64_t n,
                            int64_t head) {
   const OmegaSequence& sequence = in.omega.sequences[n];
+  begin_matrices(task, in, x, n, head);
   load_keys(task.keys, in, x, n, head);
   load_rows(task.rows, in.coefficients, in.momentum, x, n, head, 0, sequence.position);
-  load_matrices(task.weights, in.omega.weights, x.sz, n, head, task.line);
-  load_matrices(task.momentum, in.omega.momentum, x.sz, n, head, task.line);
   task.reference_rows = task.rows;
   task.reference_ld = x.ld;
-  task.reference_weights = task.weights;
   if (task.own_reference == nullptr) return;
   load_sets(task.own_reference, x.wide, in.reference, x, n, head, 0, sequence.position);
-  load_matrices(task.reference, in.omega.chunk_weights, x.sz, n, head, task.line);
   task.reference_rows = task.own_reference;
   task.reference_ld = x.wide;
-  task.reference_weights = task.reference;
 }
 
 // rows [count, rp] += columns of acc
@@ -85,18 +98,16 @@ ATLAS_INLINE void add_part(T* rows, const T* acc, int64_t ld, int64_t rp, int64_
   for (int64_t i = 0; i < count; ++i) axpy(rows + i * rp, T(1), acc + i * ld, rp);
 }
 
-// z(k_i) and the error signals at M_ref, eqs. (4) to (6) and (13).
+// The error signals at M_ref, eqs. (4) to (6), from task.acc [rows, wide], the kernel sums of (13);
+// these are not read where nothing depends on them.
 template <class T>
-inline void window_signals(ExpTask<T>& task, const ExpSizes& x, const ExpOmegaOptions& options) {
+inline void finish_signals(ExpTask<T>& task, const ExpSizes& x, const ExpOmegaOptions& options) {
   const Chunk<T>& c = task.chunk;
   const Sizes& sz = x.sz;
-  if (!options.reads_window()) return begin_errors(task.signals.d[0], c, sz, options.omega);
-  fill_zero(task.acc, c.rows() * x.wide);
-  kernel_sums(task.acc, x.wide, x.wide, c.k, c.rows(), task.keys, task.reference_rows,
-              task.reference_ld, c.position, {}, task.kernel);
   if (!sz.deep()) {
     begin_errors(task.signals.d[0], c, sz, options.omega);
-    return add_part(task.signals.d[0], task.acc, x.wide, x.rp, c.rows());
+    if (options.omega.l2) add_part(task.signals.d[0], task.acc, x.wide, x.rp, c.rows());
+    return;
   }
   for (int l = 0; l < x.sets; ++l) {
     T* z = task.signals.hidden.z[l];
@@ -107,20 +118,22 @@ inline void window_signals(ExpTask<T>& task, const ExpSizes& x, const ExpOmegaOp
   deep_signals(task.signals, c, sz, options.omega, task.reference_weights, task.line);
 }
 
-// The read's kernel sums into task.reads, eqs. (11), (14).
+// The read's kernel sums, eqs. (11), (14): what the window's keys and rows [c.rows(), .] give. The
+// sums over the keys before follow, into task.acc with the same `running`, then finish_read.
 template <class T>
-inline void read_rows(ExpTask<T>& task, const ExpSizes& x, bool normalized) {
+inline void begin_read(ExpTask<T>& task, const ExpSizes& x, const T* keys, const T* rows,
+                       const Running<T>& running) {
+  const Chunk<T>& c = task.chunk;
+  near_kernel(task.near, c, x.sz, task.keys, keys, running, static_cast<const T*>(nullptr));
+  for (int64_t t = 0; running.most != nullptr && t < c.tokens; ++t) task.start[t] = task.most[t];
+  gemm(c.tokens, x.ld, c.overhang, plain(task.near.kernel, x.sz.rp), rows, x.ld, task.acc, x.ld);
+}
+
+// The divided sums into task.reads and the first layer, the log of what divides into task.sum.
+template <class T>
+inline void finish_read(ExpTask<T>& task, const ExpSizes& x, bool normalized) {
   const Chunk<T>& c = task.chunk;
   const Sizes& sz = x.sz;
-  const int64_t far = c.position - c.overhang;
-  Running<T> running;
-  if (normalized) running = {task.most, task.sum};
-  near_kernel(task.near, c, sz, task.keys, running, static_cast<const T*>(nullptr));
-  for (int64_t t = 0; normalized && t < c.tokens; ++t) task.start[t] = task.most[t];
-  gemm(c.tokens, x.ld, c.overhang, plain(task.near.kernel, sz.rp), task.rows + far * x.ld, x.ld,
-       task.acc, x.ld);
-  kernel_sums(task.acc, x.ld, x.ld, c.q, c.tokens, task.keys, task.rows, x.ld, far, running,
-              task.kernel);
   for (int set = 0; set < x.sets; ++set) {
     T* z = sz.deep() ? task.dual.queries.z[set] : task.y;
     fill_zero(z, c.tokens * x.rp);
@@ -128,13 +141,13 @@ inline void read_rows(ExpTask<T>& task, const ExpSizes& x, bool normalized) {
     for (int64_t t = 0; t < c.tokens; ++t) {
       T* row = z + t * x.rp;
       const T* acc = task.acc + t * x.ld + set * x.rp;
-      T near = 1, far_factor = 1;
+      T near = 1, far = 1;
       if (normalized) {
-        far_factor = T(1) / task.sum[t];
-        near = kernel_exp<T>(splat(task.start[t] - task.most[t]))[0] * far_factor;
+        far = T(1) / task.sum[t];
+        near = kernel_exp<T>(splat(task.start[t] - task.most[t]))[0] * far;
       }
-      scale_add(row, near, c.m[t] * far_factor, acc, x.rp);
-      if (x.momentum) axpy(row, -c.s[t] * far_factor, acc + x.wide, x.rp);
+      scale_add(row, near, c.m[t] * far, acc, x.rp);
+      if (x.momentum) axpy(row, -c.s[t] * far, acc + x.wide, x.rp);
       __builtin_memcpy(task.reads + t * x.wide + set * x.rp, row, x.rp * sizeof(T));
     }
   }
@@ -160,33 +173,71 @@ ATLAS_INLINE T root_mean_square(const T* y, int64_t n) {
   return static_cast<T>(__builtin_sqrt(mean + 1e-6));
 }
 
-// Eq. (12) at the chunk's end.
+// Eq. (12) at the chunk's end: (b, S) -> (m b - s S, p S).
 template <class T>
-inline void advance_rows(T* rows, const Chunk<T>& c, const ExpSizes& x, const Signals<T>& signals) {
-  const int64_t last = c.tokens - 1;
-  const T m = c.m[last], s = c.s[last], p = c.p[last];
-  fill_zero(rows + c.position * x.ld, c.tokens * x.ld);
-  if (x.momentum || m != T(1))
-    for (int64_t j = 0; j < c.position; ++j) {
-      T* b = rows + j * x.ld;
-      if (!x.momentum) {
-        for (int64_t i = 0; i < x.wide; ++i) b[i] *= m;
-        continue;
-      }
-      T* momentum = b + x.wide;
-      for (int64_t i = 0; i < x.wide; ++i) {
-        b[i] = m * b[i] - s * momentum[i];
-        momentum[i] *= p;
-      }
+ATLAS_INLINE void move_rows(T* rows, const ExpSizes& x, int64_t count, T m, T s, T p) {
+  if (!x.momentum && m == T(1)) return;
+  for (int64_t j = 0; j < count; ++j) {
+    T* b = rows + j * x.ld;
+    if (!x.momentum) {
+      for (int64_t i = 0; i < x.wide; ++i) b[i] *= m;
+      continue;
     }
-  const T *cf = c.cf + last * x.sz.rp, *a = c.a + last * x.sz.rp;
+    T* momentum = b + x.wide;
+    for (int64_t i = 0; i < x.wide; ++i) {
+      b[i] = m * b[i] - s * momentum[i];
+      momentum[i] *= p;
+    }
+  }
+}
+
+template <class T>
+ATLAS_INLINE void move_rows(T* rows, const Chunk<T>& c, const ExpSizes& x, int64_t count) {
+  move_rows(rows, x, count, c.m[c.tokens - 1], c.s[c.tokens - 1], c.p[c.tokens - 1]);
+}
+
+// Then what the window's tokens write into its rows [c.rows(), ld].
+template <class T>
+inline void push_rows(T* rows, const Chunk<T>& c, const ExpSizes& x, const Signals<T>& signals) {
+  const T *cf = c.cf + (c.tokens - 1) * x.sz.rp, *a = c.a + (c.tokens - 1) * x.sz.rp;
   for (int64_t i = 0; i < c.rows(); ++i)
     for (int set = 0; set < x.sets; ++set) {
-      T* b = rows + (c.position - c.overhang + i) * x.ld + set * x.rp;
+      T* b = rows + i * x.ld + set * x.rp;
       const T* d = signals.d[set] + i * x.rp;
       axpy(b, -cf[i], d, x.row);
       if (x.momentum) axpy(b + x.wide, a[i], d, x.row);
     }
+}
+
+// From the read's kernel sums to task.y, the finished output; the matrices move on if `advance`.
+template <class T>
+inline void finish_chunk(ExpTask<T>& task, const ExpOmegaOptions& options, const ExpSizes& x,
+                         bool advance) {
+  const Sizes& sz = x.sz;
+  const Chunk<T>& c = task.chunk;
+  T* const momentum = x.momentum ? task.momentum : nullptr;
+  if (sz.deep()) {
+    const MatrixSizes& last = sz.matrix[sz.last()];
+    const Hidden<T>& queries = task.dual.queries;
+    add_raw_maps(queries.z, task.weights, c, sz, task.dual.reads);
+    activate_hidden(queries, sz, options.omega.activation, 0, c.tokens, false);
+    inside_forward(task.dual.inside, c, sz, PolyMap<T>{}, queries.h, task.signals.hidden.h, sz.fp,
+                   sz.hidden);
+    dual_read(task.y, c, sz, last, queries.h, task.weights, momentum, task.dual.inside.coefficients,
+              task.signals.d[sz.last()], task.dual.reads);
+    if (advance) {
+      dual_advance(task.weights, momentum, c, sz, last, task.signals.hidden.h,
+                   task.signals.d[sz.last()], task.dual.writes, task.dual.writes2);
+      for (int64_t i = 0; i < last.at; ++i) task.weights[i] *= c.m[c.tokens - 1];
+    }
+  }
+  for (int64_t t = 0; t < c.tokens; ++t) {
+    T* y = task.y + t * sz.vp;
+    if (options.omega.residual) axpy(y, T(1), c.q + t * sz.kp, sz.value);
+    if (options.normalize != Normalize::rms) continue;
+    const T factor = T(1) / root_mean_square(y, sz.value);
+    for (int64_t i = 0; i < sz.value; ++i) y[i] *= factor;
+  }
 }
 
 // Computes the chunk of `tokens` tokens from `first`: the output into task.y, the state after it
@@ -197,35 +248,26 @@ inline void compute_chunk(ExpTask<T>& task, const ExpOmegaOptions& options,
                           int64_t first, int64_t tokens, bool advance) {
   const Sizes& sz = x.sz;
   const Chunk<T>& c = task.chunk;
-  T* const momentum = x.momentum ? task.momentum : nullptr;
   load_chunk(task.chunk, sz, options.omega, in.omega, PolyMap<T>{}, n, head, first, tokens);
   scan_chunk(c, sz, x.momentum);
-  window_signals(task, x, options);
-  read_rows(task, x, options.normalize == Normalize::softmax);
-  if (sz.deep()) {
-    const MatrixSizes& last = sz.matrix[sz.last()];
-    const Hidden<T>& queries = task.dual.queries;
-    add_raw_maps(queries.z, task.weights, c, sz, task.dual.reads);
-    activate_hidden(queries, sz, options.omega.activation, 0, tokens, false);
-    inside_forward(task.dual.inside, c, sz, PolyMap<T>{}, queries.h, task.signals.hidden.h, sz.fp,
-                   sz.hidden);
-    dual_read(task.y, c, sz, last, queries.h, task.weights, momentum, task.dual.inside.coefficients,
-              task.signals.d[sz.last()], task.dual.reads);
-    if (advance) {
-      dual_advance(task.weights, momentum, c, sz, last, task.signals.hidden.h,
-                   task.signals.d[sz.last()], task.dual.writes, task.dual.writes2);
-      for (int64_t i = 0; i < last.at; ++i) task.weights[i] *= c.m[tokens - 1];
-    }
+  const int64_t far = c.position - c.overhang;
+  if (options.reads_window()) {
+    fill_zero(task.acc, c.rows() * x.wide);
+    kernel_sums(task.acc, x.wide, x.wide, c.k, c.rows(), task.keys, task.reference_rows,
+                task.reference_ld, c.position, {}, task.kernel);
   }
-  if (advance) advance_rows(task.rows, c, x, task.signals);
-  for (int64_t t = 0; t < tokens; ++t) {
-    T* y = task.y + t * sz.vp;
-    if (options.omega.residual) axpy(y, T(1), c.q + t * sz.kp, sz.value);
-    if (options.normalize != Normalize::rms) continue;
-    const T factor = T(1) / root_mean_square(y, sz.value);
-    for (int64_t i = 0; i < sz.value; ++i) y[i] *= factor;
-  }
+  finish_signals(task, x, options);
+  const bool normalized = options.normalize == Normalize::softmax;
+  const Running<T> running = task.running(normalized);
+  begin_read(task, x, task.keys.rows + far * sz.kp, task.rows + far * x.ld, running);
+  kernel_sums(task.acc, x.ld, x.ld, c.q, c.tokens, task.keys, task.rows, x.ld, far, running,
+              task.kernel);
+  finish_read(task, x, normalized);
+  finish_chunk(task, options, x, advance);
   if (!advance) return;
+  move_rows(task.rows, c, x, c.position);
+  fill_zero(task.rows + c.position * x.ld, c.tokens * x.ld);
+  push_rows(task.rows + far * x.ld, c, x, task.signals);
   task.reference_rows = task.rows;
   task.reference_ld = x.ld;
   task.reference_weights = task.weights;

@@ -63,11 +63,11 @@ struct Keys {
   T* block(int64_t first) const { return transposed + first / kKeyBlock * key * kKeyBlock; }
 };
 
-// dst [key, ld] = scale keys [first, first + count) transposed
+// dst [key, ld] = scale rows [count, kp] transposed
 template <class T>
-inline void transpose_scaled(T* dst, int64_t ld, const Keys<T>& keys, int64_t first,
+inline void transpose_scaled(T* dst, int64_t ld, const Keys<T>& keys, const T* rows,
                              int64_t count) {
-  transpose(dst, ld, keys.rows + first * keys.kp, keys.kp, count, keys.key);
+  transpose(dst, ld, rows, keys.kp, count, keys.key);
   const int64_t width = padded<T>(count);
   for (int64_t d = 0; d < keys.key; ++d)
     for (int64_t j = 0; j < width; ++j) dst[d * ld + j] *= keys.scale;
@@ -76,7 +76,8 @@ inline void transpose_scaled(T* dst, int64_t ld, const Keys<T>& keys, int64_t fi
 template <class T>
 inline void transpose_keys(const Keys<T>& keys, int64_t count) {
   for (int64_t first = 0; first < count; first += kKeyBlock)
-    transpose_scaled(keys.block(first), kKeyBlock, keys, first, smaller(kKeyBlock, count - first));
+    transpose_scaled(keys.block(first), kKeyBlock, keys, keys.rows + first * keys.kp,
+                     smaller(kKeyBlock, count - first));
 }
 
 // Running maximum and sum of a normalised read, one for each query; null: not normalised.

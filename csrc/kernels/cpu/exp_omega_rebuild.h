@@ -16,20 +16,6 @@ struct Walk {
   int64_t window_start(int64_t number) const { return larger(0, start(number) - (window - 1)); }
 };
 
-// (b, S) -> (m b - s S, p S)
-template <class T>
-ATLAS_INLINE void move_rows(T* rows, const ExpSizes& x, int64_t count, T m, T s, T p) {
-  for (int64_t j = 0; j < count; ++j) {
-    T* b = rows + j * x.ld;
-    for (int64_t i = 0; i < x.wide; ++i) {
-      b[i] *= m;
-      if (!x.momentum) continue;
-      b[i] -= s * b[x.wide + i];
-      b[x.wide + i] *= p;
-    }
-  }
-}
-
 // Rows at the start of chunk `number`, eq. (18): every row from where a window last held it.
 template <class T>
 void rebuild_rows(const ExpOmegaBackward& args, const ExpSizes& x, ExpBackwardTask<T>& task,

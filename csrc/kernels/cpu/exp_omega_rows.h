@@ -139,10 +139,12 @@ struct Near {
 };
 
 // Relative to exp(most), which `running` gets with the sums; or relative to exp(shift); or neither.
+// rows [c.rows(), kp] are the keys.
 template <class T>
 inline void near_kernel(const Near<T>& near, const Chunk<T>& c, const Sizes& sz,
-                        const Keys<T>& keys, const Running<T>& running, const T* shift) {
-  transpose_scaled(near.columns, sz.rp, keys, c.position - c.overhang, c.rows());
+                        const Keys<T>& keys, const T* rows, const Running<T>& running,
+                        const T* shift) {
+  transpose_scaled(near.columns, sz.rp, keys, rows, c.rows());
   causal_scores(near.kernel, c, sz, c.q, sz.kp, sz.key, near.columns);
   for (int64_t t = 0; t < c.tokens; ++t) {
     const int64_t seen = c.overhang + t + 1, limit = causal_limit(c, t);

@@ -2,9 +2,9 @@
 
 namespace atlas::kernels::cpu {
 
-int64_t exp_omega_rule_scratch(const ExpOmegaOptions& options, const ExpOmegaInputs& in,
-                               bool backward, const ParallelFor& parallel) {
-  ATLAS_CALL_PER_ISA(exp_omega_rule_scratch, options, in, backward, parallel);
+int64_t exp_omega_rule_scratch(ExpOmegaPass pass, const ExpOmegaOptions& options,
+                               const ExpOmegaInputs& in, const ParallelFor& parallel) {
+  ATLAS_CALL_PER_ISA(exp_omega_rule_scratch, pass, options, in, parallel);
 }
 
 void exp_omega_rule(const ExpOmegaForward& args, const ParallelFor& parallel) {

@@ -93,16 +93,18 @@ struct ExpOmegaUpdate {
   void* scratch;
 };
 
+enum class ExpOmegaPass : int { forward, backward, update };
+
 ATLAS_DECLARE_PER_ISA(
-    int64_t exp_omega_rule_scratch(const ExpOmegaOptions& options, const ExpOmegaInputs& in,
-                                   bool backward, const ParallelFor& parallel);
+    int64_t exp_omega_rule_scratch(ExpOmegaPass pass, const ExpOmegaOptions& options,
+                                   const ExpOmegaInputs& in, const ParallelFor& parallel);
     void exp_omega_rule(const ExpOmegaForward& args, const ParallelFor& parallel);
     void exp_omega_rule_backward(const ExpOmegaBackward& args, const ParallelFor& parallel);
     void exp_omega_update(const ExpOmegaUpdate& args, const ParallelFor& parallel))
 
-// Elements of the compute type that a pass needs as scratch; an update needs what a forward does.
-int64_t exp_omega_rule_scratch(const ExpOmegaOptions& options, const ExpOmegaInputs& in,
-                               bool backward, const ParallelFor& parallel);
+// Elements of the compute type that a pass needs as scratch.
+int64_t exp_omega_rule_scratch(ExpOmegaPass pass, const ExpOmegaOptions& options,
+                               const ExpOmegaInputs& in, const ParallelFor& parallel);
 void exp_omega_rule(const ExpOmegaForward& args, const ParallelFor& parallel);
 void exp_omega_rule_backward(const ExpOmegaBackward& args, const ParallelFor& parallel);
 void exp_omega_update(const ExpOmegaUpdate& args, const ParallelFor& parallel);
