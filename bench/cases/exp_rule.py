@@ -76,6 +76,7 @@ CASES = (
         forward_flops=lambda tokens: rule_flops(tokens, ((KEY, KEY),)),
         out_shape=out_shape,
         options=L2 | {"chunk_size": CHUNK},
+        most_rounds=15,
     ),
     OperatorCase(
         name="exp_omega_rule mlp F256, T1024 H4 K64 V64 C64 W16, momentum",
@@ -87,7 +88,7 @@ CASES = (
         forward_flops=lambda tokens: rule_flops(tokens, MLP),
         out_shape=out_shape,
         options=L2 | {"chunk_size": CHUNK},
-        most_rounds=31,
+        most_rounds=21,
     ),
     OperatorCase(
         name="exp_omega_rule as softmax attention, T2048 H4 K64 V64 C64",
