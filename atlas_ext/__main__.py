@@ -12,7 +12,10 @@ import torch
 import atlas_ext
 from atlas_ext._load import load_emulated
 
-OPERATORS = ("poly_features", "newton_schulz", "omega_rule", "omega_rule_update")
+OPERATORS = (
+    *("poly_features", "newton_schulz", "omega_rule", "omega_rule_update"),
+    *("exp_omega_rule", "exp_omega_rule_update"),
+)
 CAPABILITIES = {75: "sm_75", 80: "sm_80", 86: "sm_86/89", 90: "sm_90", 100: "sm_100"}
 PRECISIONS = {
     'float32 "highest"': ("float32", False),
@@ -104,7 +107,7 @@ def describe_cuda_device(device: int, operators: Sequence[str]) -> None:
 
 def print_operators(available: Sequence[str], kernel: str) -> None:
     for name in OPERATORS:
-        print(f"  {name:<18} {kernel if name in available else 'none: raises an error here'}")
+        print(f"  {name:<21} {kernel if name in available else 'none: raises an error here'}")
 
 
 def plan_source(with_cuda: bool) -> tuple[str, Callable[..., str]] | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atlas_ext import reference
-from atlas_ext.state import OmegaState
+from atlas_ext.state import ExpOmegaState, OmegaState
 
 Inputs = dict[str, Any]  # keyword arguments of one call: tensors, tuples of tensors, an OmegaState
 
@@ -32,7 +32,7 @@ ORTHOGONALISED_TOLERANCE = {
 }
 DTYPES = tuple(PLAIN_TOLERANCE)
 
-_ACTIVATIONS = ("x", "q", "k", "v", "k_tail", "v_tail")  # leaves that carry the call's dtype
+_ACTIVATIONS = ("x", "q", "k", "v", "keys", "k_tail", "v_tail")  # leaves in the call's dtype
 _CONSTANTS = ("schedule", "ns_schedule")  # tensors that are options: no gradient
 
 
@@ -50,6 +50,9 @@ def map_tensors(function: Callable[[str, Tensor], Any], tree: Any, name: str = "
     if isinstance(tree, OmegaState):
         fields = tree._asdict().items()
         return OmegaState(**{key: map_tensors(function, item, child(key)) for key, item in fields})
+    if isinstance(tree, ExpOmegaState):
+        items = vars(tree).items()
+        return ExpOmegaState(**{key: map_tensors(function, x, child(key)) for key, x in items})
     if isinstance(tree, dict):
         return {key: map_tensors(function, item, child(key)) for key, item in tree.items()}
     if isinstance(tree, (tuple, list)):
@@ -301,3 +304,18 @@ def omega_state(
         v_tail=normal(generator, *tail, V) * ~empty,
         position=torch.tensor(positions, dtype=torch.int64),
     )
+
+
+def fused(inputs: Inputs) -> Inputs:
+    """q, k, v as views of one projection, gates as [H, T]-major views, gamma and eta expanded."""
+    q, k, v = inputs["q"], inputs["k"], inputs["v"]
+    joined = torch.cat([q, k, v], dim=-1)
+    views = dict(inputs)
+    sizes = [q.shape[-1], k.shape[-1], v.shape[-1]]
+    views["q"], views["k"], views["v"] = torch.split(joined, sizes, dim=-1)
+    views["gamma"] = inputs["gamma"][..., :1].expand_as(inputs["gamma"])
+    views["eta"] = inputs["eta"][:1].expand_as(inputs["eta"])
+    for name in ("log_alpha", "log_theta"):
+        views[name] = inputs[name].transpose(-1, -2).contiguous().transpose(-1, -2)
+    views["weights"] = tuple(w.mT.contiguous().mT for w in inputs["weights"])
+    return views

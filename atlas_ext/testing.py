@@ -20,6 +20,7 @@ from atlas_ext._case import (
     Inputs,
     conditioned,
     cotangents,
+    fused,
     gradients,
     linear_weights,
     map_tensors,
@@ -33,6 +34,7 @@ from atlas_ext._case import (
     uniform,
     wide_inputs,
 )
+from atlas_ext._exp_omega_cases import EXP_OMEGA_CASES, exp_omega_state
 from atlas_ext.ops._emulation import emulated, has_emulated_kernel
 from atlas_ext.ops.poly_features import poly_feature_dim
 
@@ -45,6 +47,7 @@ __all__ = [
     "conditioned",
     "cotangents",
     "emulated",
+    "exp_omega_state",
     "gradients",
     "has_emulated_kernel",
     "linear_weights",
@@ -59,21 +62,6 @@ __all__ = [
     "uniform",
     "wide_inputs",
 ]
-
-
-def _fused(inputs: Inputs) -> Inputs:
-    """q, k, v as views of one projection, gates as [H, T]-major views, gamma and eta expanded."""
-    q, k, v = inputs["q"], inputs["k"], inputs["v"]
-    joined = torch.cat([q, k, v], dim=-1)
-    views = dict(inputs)
-    sizes = [q.shape[-1], k.shape[-1], v.shape[-1]]
-    views["q"], views["k"], views["v"] = torch.split(joined, sizes, dim=-1)
-    views["gamma"] = inputs["gamma"][..., :1].expand_as(inputs["gamma"])
-    views["eta"] = inputs["eta"][:1].expand_as(inputs["eta"])
-    for name in ("log_alpha", "log_theta"):
-        views[name] = inputs[name].transpose(-1, -2).contiguous().transpose(-1, -2)
-    views["weights"] = tuple(w.mT.contiguous().mT for w in inputs["weights"])
-    return views
 
 
 def _transposed(inputs: Inputs) -> Inputs:
@@ -241,7 +229,7 @@ CASES: list[Case] = [
     _omega("short", "T < C with features and learned scales", (1, 5), K=3, degree=2, scales=True,
            chunk_size=16, thorough=True),
     _omega("strided", "views of one projection, expanded gates", (2, 9), theta=True,
-           chunk_size=4, layout=_fused),
+           chunk_size=4, layout=fused),
     _omega("packed", "three sequences, the middle one empty", (1, 11), theta=True,
            per_sequence=True, lengths=(5, 0, 6), chunk_size=4, thorough=True),
     _omega("mid_chunk", "starts inside a chunk, window partly before the start", (3, 8), W=5,
@@ -327,6 +315,7 @@ CASES: list[Case] = [
     _update("mlp_lanes", "every side wider than vector lanes and odd", (7, 8), K=17, V=19, F=37,
             W=6, theta=True, memory="mlp", activation="identity", chunk_size=8),
     _update("empty", "no rows", (), theta=True),
+    *EXP_OMEGA_CASES,
 ]
 # fmt: on
 

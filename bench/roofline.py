@@ -63,6 +63,31 @@ def omega_rule_flops(
     return heads * (errors + states + reads + 2.0 * pairs * widths)
 
 
+def exp_omega_rule_flops(
+    tokens: int, heads: int, key: int, shapes: Shapes, chunk: int, window: int
+) -> float:
+    """The l2 objective, momentum; shapes as omega_rule's, the first one's height that of the rows.
+
+    Each chunk's window rows and queries meet all keys before it (and its window); a deep memory has
+    raw-input maps of the first shape, and its last matrix goes as in omega_rule.
+    """
+    chunks, row = tokens // chunk, shapes[0][0]
+    products = 0.0
+    for n in range(chunks):
+        overhang = min(window - 1, n * chunk)
+        before, rows = n * chunk, chunk + overhang
+        products += rows * before * (key + row)  # error signals
+        products += chunk * before * (key + 2 * row)  # reads of rows and momenta
+        pairs = chunk * ((chunk + 1) / 2 + overhang)
+        products += pairs * row + chunk * (chunk + 1) / 2 * key  # the window's scores: once
+        if len(shapes) > 1:
+            size = shapes[1][0] * shapes[1][1]
+            products += (rows + chunk) * row * key
+            products += size * (2 * rows + 2 * chunk + (2 * rows if n + 1 < chunks else 0))
+            products += pairs * (shapes[1][0] + row)
+    return heads * 2.0 * products
+
+
 def omega_rule_muon_flops(
     tokens: int, heads: int, shapes: Shapes, chunk: int, window: int, steps: int
 ) -> float:

@@ -64,7 +64,7 @@ def test_gradients_arrive_in_the_dtype_of_the_inputs(case: Case) -> None:
         assert torch.equal(actual[name], wanted[name]), name
 
 
-@pytest.mark.parametrize("op", ["poly_features", "newton_schulz", "omega_rule"])
+@pytest.mark.parametrize("op", ["poly_features", "newton_schulz", "omega_rule", "exp_omega_rule"])
 def test_float64_is_left_alone(op: str) -> None:
     case = cases(op)[0]
     inputs = case.inputs(torch.float64)

@@ -81,6 +81,19 @@ def test_eager_rule_with_newton_schulz(memory, residual) -> None:
     assert_equals_reference(eager.omega_rule_muon, inputs, ns_steps=5, residual=residual)
 
 
+@pytest.mark.parametrize("memory", ["linear", "mlp"])
+def test_eager_exp_rule(memory) -> None:
+    inputs = rule_inputs(MEMORIES[memory])
+    inputs["eta"] = 0.1 * inputs["eta"]
+    if memory == "linear":
+        del inputs["weights"]
+    assert_equal_with_gradients(
+        rule(eager.exp_omega_rule, chunk_size=8),
+        lambda inputs: reference.exp_omega_rule(**inputs, objective="l2", chunk_size=8)[0],
+        inputs,
+    )
+
+
 def test_eager_rule_refuses_a_ragged_length() -> None:
     with pytest.raises(ValueError, match=r"T: wanted a multiple of 7, got 24"):
         rule(eager.omega_rule, chunk_size=7)(rule_inputs(LINEAR))
@@ -122,6 +135,14 @@ def test_work_counts() -> None:
     assert roofline.omega_rule_flops(4, 1, 5, mlp, 2, 2) == products
     products += 2 * 13 * 11 * (errors + states + reads) + 2 * pairs * 13
     assert roofline.omega_rule_flops(4, 1, 5, gated, 2, 2) == products
+    # the exponential map, two chunks of 2, W = 2: 3 errors and 2 reads meet 2 keys, pairs as above;
+    # scores of the window 3 + 3
+    products = 3 * 2 * (5 + 7) + 2 * 2 * (5 + 2 * 7) + 8 * 7 + 6 * 5
+    assert roofline.exp_omega_rule_flops(4, 3, 5, ((7, 5),), 2, 2) == 3 * 2 * products
+    # rows of 13, raw-input maps at 5 errors and 4 reads; W2: forth and back, two states, 2 writes
+    products = 3 * 2 * (5 + 13) + 2 * 2 * (5 + 2 * 13) + 8 * 13 + 6 * 5 + (5 + 4) * 13 * 5
+    products += 7 * 13 * (2 * 5 + 2 * 4 + 2 * 2) + 8 * (7 + 13)
+    assert roofline.exp_omega_rule_flops(4, 1, 5, ((13, 5), (7, 13)), 2, 2) == 2 * products
     # one sequence, two heads: 2 W error signals, then 2 W + 7 operations a weight
     size, back = 13 * 11 + 7 * 13, 7 * 13
     token = 2 * (2 * 3 * (size + back) + (2 * 3 + 7) * size)

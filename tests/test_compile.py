@@ -108,7 +108,8 @@ def test_compiles_fullgraph(case: Case) -> None:
 @pytest.mark.parametrize(
     "op, name",
     [("poly_features", ""), ("newton_schulz", "")]
-    + [("omega_rule", name) for name in ("ragged", "mlp", "gated")],
+    + [("omega_rule", name) for name in ("ragged", "mlp", "gated")]
+    + [("exp_omega_rule", "ragged")],
 )
 def test_one_compilation_serves_all_lengths(op: str, name: str) -> None:
     torch._dynamo.reset()
@@ -134,7 +135,7 @@ def _with_gradient(
 
 def _sized(op: str, name: str, length: int) -> tuple[dict[str, Any], dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
-    if op != "omega_rule":
+    if not op.endswith("omega_rule"):
         return {"x": torch.randn(length, 4, 6, generator=generator)}, {}
     case = next(case for case in cases(op) if case.name == name)
     inputs = case.inputs(torch.float32)

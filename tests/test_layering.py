@@ -22,8 +22,9 @@ PYTHON_RULES = {
     "layers": {"ops", "state"},
     "models": {"layers", "state"},
     "hf": {"models"},
-    "testing": {"_case", "ops", "reference", "state"},
+    "testing": {"_case", "_exp_omega_cases", "ops", "reference", "state"},
     "_case": {"ops", "reference", "state"},
+    "_exp_omega_cases": {"_case", "state"},
     "_version": set(),
     "_load": {"_C"},
 }

@@ -51,7 +51,7 @@ def expected(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[st
 def _output_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     if name.endswith("position"):
         return torch.int64
-    if name in ("o", "out") or name.endswith("_tail"):
+    if name in ("o", "out") or name.endswith(("_tail", "keys")):
         return dtype
     return torch.float64 if dtype == torch.float64 else torch.float32
 

@@ -1,12 +1,13 @@
 """The cases of the benchmark: shapes, rivals, targets, counts of work."""
 
-from bench.cases import layer, model, rule, small, update
+from bench.cases import exp_rule, layer, model, rule, small, update
 from bench.cases.base import Case
 
 CASES: tuple[Case, ...] = (
     *small.CASES,
     *rule.CASES,
     *update.CASES,
+    *exp_rule.CASES,
     *model.CASES,
     *layer.CASES,
 )

@@ -93,12 +93,12 @@ inline void check_gate(const char* op, const char* name, const Tensor& gate, con
   check_shape(op, name, gate, shape, letters);
 }
 
-// Checks everything that comes per token; `lead` spells the leading dimensions, "B, T, H" or "M,
-// H".
+// Checks everything that comes per token; `lead` spells the leading dimensions, "B, T, H",
+// "M, H" or "N, H".
 inline void check_tokens(const char* op, const std::string& lead, const Tensor& q, const Tensor& k,
                          const Tensor& v, const Tensor& gamma, const Tensor& eta,
                          const MaybeTensor& log_alpha, const MaybeTensor& log_theta) {
-  const int64_t rank = lead == "M, H" ? 3 : 4;
+  const int64_t rank = lead == "B, T, H" ? 4 : 3;
   const auto letters = [&](const char* width) { return "[" + lead + ", " + width + "]"; };
   check_floating(op, "q", q);
   ATLAS_CHECK(q.dim() == rank && q.size(rank - 1) >= 1, op, "q", letters("K") + " with K >= 1",

@@ -25,7 +25,7 @@ Backward omega_rule_backward_cpu(
     const MaybeTensor& ns_table, const MaybeTensor& cu_seqlens, const std::string& objective,
     const std::string& activation, bool residual, int64_t degree, int64_t ns_steps,
     const std::string& ns_schedule, const std::string& ns_scale, int64_t ns_every,
-    int64_t chunk_size, [[maybe_unused]] bool output_final_state, int64_t grad_mask,
+    int64_t chunk_size, bool output_final_state, int64_t grad_mask,
     [[maybe_unused]] bool allow_tf32) {
   const char* op = "omega_rule_backward";
   const OmegaCall call(op, q, k, v, gamma, eta, log_alpha, log_theta, weights, momentum,
@@ -48,8 +48,10 @@ Backward omega_rule_backward_cpu(
   strided_each(args.grad_final_weights, grad_weights);
   strided_each(args.grad_final_momentum, grad_momentum);
   strided_each(args.grad_final_chunk_weights, grad_chunk_weights);
-  args.grad_final_k_tail = strided(grad_k_tail);
-  args.grad_final_v_tail = strided(grad_v_tail);
+  if (output_final_state) {  // else there are outputs of no elements in its place
+    args.grad_final_k_tail = strided(grad_k_tail);
+    args.grad_final_v_tail = strided(grad_v_tail);
+  }
 
   Backward result;
   auto& [grads, out_weights, out_momentum, out_chunk] = result;

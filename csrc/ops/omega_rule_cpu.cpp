@@ -52,7 +52,9 @@ OmegaCall::OmegaCall(const char* op, const Tensor& q, const Tensor& k, const Ten
                            chunk_weights, k_tail, v_tail, position, feature_scales, ns_table,
                            cu_seqlens, given);
   held = std::make_unique<OmegaCpuOptions>(shape, given, feature_scales, ns_table, compute_type(q));
-  find_sequences(op, position, cu_seqlens);
+  checkpoints =
+      checkpoints_of(shape, given.chunk_size, position.has_value(), cu_seqlens.has_value());
+  sequences_ = sequences_of(op, shape, given.chunk_size, position, cu_seqlens);
   in.q = strided(q);
   in.k = strided(k);
   in.v = strided(v);
@@ -70,8 +72,10 @@ OmegaCall::OmegaCall(const char* op, const Tensor& q, const Tensor& k, const Ten
   in.tokens = shape.tokens;
 }
 
-void OmegaCall::find_sequences(const char* op, const MaybeTensor& position,
-                               const MaybeTensor& cu_seqlens) {
+std::vector<kernels::cpu::OmegaSequence> sequences_of(const char* op, const OmegaShape& shape,
+                                                      int64_t chunk, const MaybeTensor& position,
+                                                      const MaybeTensor& cu_seqlens) {
+  std::vector<kernels::cpu::OmegaSequence> sequences;
   std::vector<int64_t> bounds;
   if (cu_seqlens) {
     const Tensor wide = torch::stable::contiguous(torch::stable::to(*cu_seqlens, ScalarType::Long));
@@ -82,9 +86,8 @@ void OmegaCall::find_sequences(const char* op, const MaybeTensor& position,
                 "0 to T = " + std::to_string(shape.tokens) + ", never decreasing",
                 shape_text(bounds));
   }
-  const int64_t extra = position ? 1 : 0, chunk = options().chunk_size;
+  const int64_t extra = position ? 1 : 0;
   const int64_t each = (shape.tokens + chunk - 1) / chunk + extra;
-  checkpoints = checkpoints_of(shape, chunk, position.has_value(), cu_seqlens.has_value());
   MaybeTensor positions;
   if (position) positions = torch::stable::contiguous(*position);
   for (int64_t n = 0; n < shape.sequences; ++n) {
@@ -92,11 +95,12 @@ void OmegaCall::find_sequences(const char* op, const MaybeTensor& position,
     ATLAS_CHECK(start >= 0, op, "initial_state.position", "tokens seen, >= 0",
                 std::to_string(start));
     if (cu_seqlens)
-      sequences_.push_back(
+      sequences.push_back(
           {0, bounds[n], bounds[n + 1], start, bounds[n] / chunk + n * (1 + extra)});
     else
-      sequences_.push_back({n, 0, shape.tokens, start, n * each});
+      sequences.push_back({n, 0, shape.tokens, start, n * each});
   }
+  return sequences;
 }
 
 }  // namespace atlas::ops

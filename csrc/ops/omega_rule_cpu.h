@@ -44,6 +44,11 @@ struct OmegaCpuOptions {
   std::vector<double> roots_, schedule_;
 };
 
+// The sequences of a call; cu_seqlens and positions are read, and checked for what they hold.
+std::vector<kernels::cpu::OmegaSequence> sequences_of(const char* op, const OmegaShape& shape,
+                                                      int64_t chunk, const MaybeTensor& position,
+                                                      const MaybeTensor& cu_seqlens);
+
 // All that the schema gives forward and backward alike, checked, with what the kernels point to
 // kept alive.
 struct OmegaCall {
@@ -65,8 +70,6 @@ struct OmegaCall {
 
  private:
   std::vector<kernels::cpu::OmegaSequence> sequences_;
-
-  void find_sequences(const char* op, const MaybeTensor& position, const MaybeTensor& cu_seqlens);
 };
 
 }  // namespace atlas::ops

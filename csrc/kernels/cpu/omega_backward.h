@@ -182,7 +182,7 @@ void backward_item(const OmegaBackward& args, const Sizes& sz, const PolyMap<T>&
     const int64_t tokens = chunk_tokens_before(sequence, end, chunk_size), first = end - tokens;
     const int64_t row = (sequence.batch * args.in.tokens + sequence.begin + first) * heads + head;
     backward_chunk(args, sz, map, task, n, head, --chunk, first, tokens);
-    store_gates(args, task.grads, c, sz, row, task.line);
+    store_gates(args, heads, task.grads, c, sz, row, task.line);
     for (int64_t t = 0; args.grad_q.data != nullptr && t < tokens; ++t)
       store_array(args.grad_q, (row + t * heads) * sz.key, task.q + t * sz.kp, sz.key);
     const int64_t next = chunk_tokens_before(sequence, first, chunk_size);

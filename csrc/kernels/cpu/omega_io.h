@@ -13,17 +13,31 @@ inline int64_t line_elements(const Sizes& sz) {
   return most;
 }
 
+// matrix [in, op] = src [n, head, out, in] transposed, zero-padded.
+template <class T>
+inline void load_matrix(T* matrix, const Strided& src, const MatrixSizes& m, int64_t n,
+                        int64_t head, T* line) {
+  for (int64_t row = 0; row < m.out; ++row)
+    load_row(line + row * m.ip, m.ip, src, n, head, row, m.in);
+  transpose(matrix, m.op, line, m.ip, m.out, m.in);
+}
+
 // state = src, each [n, head, out, in] transposed to [in, op], zero-padded; absent: zero.
 template <class T>
 inline void load_state(T* state, const Strided* src, const Sizes& sz, int64_t n, int64_t head,
                        T* line) {
   if (!src[0]) return fill_zero(state, sz.state);
-  for (int l = 0; l < sz.matrices; ++l) {
-    const MatrixSizes& m = sz.matrix[l];
-    for (int64_t row = 0; row < m.out; ++row)
-      load_row(line + row * m.ip, m.ip, src[l], n, head, row, m.in);
-    transpose(state + m.at, m.op, line, m.ip, m.out, m.in);
-  }
+  for (int l = 0; l < sz.matrices; ++l)
+    load_matrix(state + sz.matrix[l].at, src[l], sz.matrix[l], n, head, line);
+}
+
+// dst [N, H, out, in] = matrix [in, op] transposed.
+template <class T>
+inline void store_matrix(const MutableArray& dst, const T* matrix, const MatrixSizes& m,
+                         int64_t item, T* line) {
+  transpose(line, m.ip, matrix, m.op, m.in, m.out);
+  for (int64_t row = 0; row < m.out; ++row)
+    store_array(dst, (item * m.out + row) * m.in, line + row * m.ip, m.in);
 }
 
 // dst, each [N, H, out, in], = state transposed.
@@ -31,12 +45,8 @@ template <class T>
 inline void store_state(const MutableArray* dst, const T* state, const Sizes& sz, int64_t item,
                         T* line) {
   if (dst[0].data == nullptr) return;
-  for (int l = 0; l < sz.matrices; ++l) {
-    const MatrixSizes& m = sz.matrix[l];
-    transpose(line, m.ip, state + m.at, m.op, m.in, m.out);
-    for (int64_t row = 0; row < m.out; ++row)
-      store_array(dst[l], (item * m.out + row) * m.in, line + row * m.ip, m.in);
-  }
+  for (int l = 0; l < sz.matrices; ++l)
+    store_matrix(dst[l], state + sz.matrix[l].at, sz.matrix[l], item, line);
 }
 
 // Checkpoints are stored as the state is held, without its padding: each [in, out].
@@ -115,10 +125,9 @@ inline void settle_rows(T* sums, const T* rows, T sign, const Chunk<T>& c, const
   fill_zero(sums, next_tokens * ld);
 }
 
-template <class T>
-inline void store_gates(const OmegaBackward& args, const ChunkGrads<T>& g, const Chunk<T>& c,
+template <class T, class Args>
+inline void store_gates(const Args& args, int64_t heads, const ChunkGrads<T>& g, const Chunk<T>& c,
                         const Sizes& sz, int64_t first_row, T* line) {
-  const int64_t heads = args.options.heads;
   for (int64_t t = 0; t < c.tokens; ++t) {
     const int64_t row = first_row + t * heads;
     if (args.grad_eta.data != nullptr) store_array(args.grad_eta, row, g.gates.eta + t, 1);

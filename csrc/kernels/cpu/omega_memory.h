@@ -82,32 +82,48 @@ ATLAS_INLINE const T* inputs_of(const Sizes& sz, int l, const T* lifted, const H
   return l < sz.first_layer() ? lifted : hidden.h;
 }
 
-// e_i = M_ref(x_i) - v_i (l2) or -v_i (dot); deeper d by the chain rule. `rows_of_last` is scratch
-// for [V, fp].
+// e_i = -v_i, and k_i under l2 with the residual: what is left is the memory's own answer.
 template <class T>
-inline void memory_signals(const Signals<T>& signals, const Chunk<T>& c, const Sizes& sz,
-                           const OmegaOptions& options, const T* reference, T* rows_of_last) {
+inline void begin_errors(T* e, const Chunk<T>& c, const Sizes& sz, const OmegaOptions& options) {
+  for (int64_t i = 0; i < c.rows() * sz.vp; ++i) e[i] = -c.values[i];
+  if (options.l2 && options.residual)
+    for (int64_t i = 0; i < c.rows(); ++i) axpy(e + i * sz.vp, T(1), c.k + i * sz.kp, sz.value);
+}
+
+// e_i = M_ref(x_i) - v_i (l2) or -v_i (dot), and deeper d by the chain rule, of a deep memory whose
+// z1 (and z3) are at hand. `rows_of_last` is scratch for [V, fp].
+template <class T>
+inline void deep_signals(const Signals<T>& signals, const Chunk<T>& c, const Sizes& sz,
+                         const OmegaOptions& options, const T* reference, T* rows_of_last) {
   const int64_t rows = c.rows();
   const Hidden<T>& hidden = signals.hidden;
   const MatrixSizes& last = sz.matrix[sz.last()];
   T* e = signals.d[sz.last()];
-  if (sz.deep()) {
-    for (int l = 0; l < sz.first_layer(); ++l)
-      gemm(rows, sz.hidden, sz.features, plain(c.x, sz.dp), reference + sz.matrix[l].at, sz.fp,
-           hidden.z[l], sz.fp);
-    activate_hidden(hidden, sz, options.activation, 0, rows, true);
-  }
-  for (int64_t i = 0; i < rows * sz.vp; ++i) e[i] = -c.values[i];
-  if (options.l2) {
-    if (options.residual)
-      for (int64_t i = 0; i < rows; ++i) axpy(e + i * sz.vp, T(1), c.k + i * sz.kp, sz.value);
-    gemm(rows, sz.value, last.in, plain(inputs_of(sz, sz.last(), c.x, hidden), last.ip),
-         reference + last.at, sz.vp, e, sz.vp, T(1), T(1));
-  }
-  if (!sz.deep()) return;
+  activate_hidden(hidden, sz, options.activation, 0, rows, true);
+  begin_errors(e, c, sz, options);
+  if (options.l2)
+    gemm(rows, sz.value, last.in, plain(hidden.h, last.ip), reference + last.at, sz.vp, e, sz.vp,
+         T(1), T(1));
   transpose(rows_of_last, sz.fp, reference + last.at, sz.vp, sz.hidden, sz.value);
   gemm(rows, sz.hidden, sz.value, plain(e, sz.vp), rows_of_last, sz.fp, signals.b, sz.fp);
   activate_hidden_backward(signals.d, signals.b, hidden, sz, 0, rows);
+}
+
+// The error signals of any memory with weights, at M_ref.
+template <class T>
+inline void memory_signals(const Signals<T>& signals, const Chunk<T>& c, const Sizes& sz,
+                           const OmegaOptions& options, const T* reference, T* rows_of_last) {
+  const int64_t rows = c.rows();
+  if (sz.deep()) {
+    for (int l = 0; l < sz.first_layer(); ++l)
+      gemm(rows, sz.hidden, sz.features, plain(c.x, sz.dp), reference + sz.matrix[l].at, sz.fp,
+           signals.hidden.z[l], sz.fp);
+    return deep_signals(signals, c, sz, options, reference, rows_of_last);
+  }
+  begin_errors(signals.d[0], c, sz, options);
+  if (options.l2)
+    gemm(rows, sz.value, sz.features, plain(c.x, sz.dp), reference, sz.vp, signals.d[0], sz.vp,
+         T(1), T(1));
 }
 
 // Adjoint of the elementwise part of memory_signals: takes grad_d of the first layer, gives grad_b
