@@ -102,13 +102,24 @@ class LanguageModel(nn.Module):
         self._check_tokens(input_ids, labels)
         if use_cache and cache is None:
             cache = AtlasCache()
-        logits = self._logits(self._hidden(input_ids, cache, cu_seqlens))
+        logits = self.compute_logits(self.encode(self.embedding(input_ids), cache, cu_seqlens))
         loss = None if labels is None else next_token_loss(logits, labels, cu_seqlens)
         return AtlasOutput(logits, loss, cache)
 
-    def _hidden(
-        self, input_ids: Tensor, cache: AtlasCache | None, cu_seqlens: Tensor | None
+    def encode(
+        self,
+        x: Tensor,  # [B, T, hidden_size]
+        cache: AtlasCache | None = None,
+        cu_seqlens: Tensor | None = None,  # [N+1]
+        trace: list[Tensor] | None = None,
     ) -> Tensor:  # [B, T, hidden_size]
+        """What `compute_logits` takes, from embeddings; the cache is updated in place.
+
+        The input of each block is appended to `trace`.
+
+        Raises:
+            ValueError: the cache has another number of layers.
+        """
         states: list[LayerState] | list[None] = [None] * len(self.blocks)
         if cache is not None and cache.layers:
             states = cache.layers
@@ -116,10 +127,11 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"{self._name}: cache: wanted {len(self.blocks)} layers, got {len(states)}"
             )
-        x = self.embedding(input_ids)
         new_states = []
         recompute = self.config.activation_checkpointing and torch.is_grad_enabled()
         for block, state in zip(self.blocks, states, strict=True):
+            if trace is not None:
+                trace.append(x)
             arguments = (x, state, cu_seqlens, cache is not None)
             if recompute:
                 x, state = checkpoint(
@@ -130,11 +142,13 @@ class LanguageModel(nn.Module):
             new_states.append(state)
         if cache is not None:
             cache.layers = new_states
-        return self.norm(x)  # type: ignore[no-any-return]
+        y: Tensor = self.norm(x)
+        return y
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, x: Tensor) -> Tensor:  # [..., hidden_size] -> [..., vocab_size]
+        """Scores of the next token, from the result of `encode`."""
         weight = self.embedding.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(hidden, weight)
+        return F.linear(x, weight)
 
     @torch.no_grad()
     def generate(
@@ -183,9 +197,9 @@ class LanguageModel(nn.Module):
         pieces = [input_ids]
         done = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         for _ in range(max_new_tokens):
-            hidden = self._hidden(step, cache, bounds)
+            hidden = self.encode(self.embedding(step), cache, bounds)
             last = hidden[:, -1] if bounds is None else hidden[0, bounds[1:] - 1]
-            token = sample_token(self._logits(last), temperature, top_k, top_p, generator)
+            token = sample_token(self.compute_logits(last), temperature, top_k, top_p, generator)
             if eos_token_id is not None:
                 token = token.masked_fill(done, eos_token_id)
                 done |= token == eos_token_id
