@@ -84,13 +84,29 @@ class Atlas(nn.Module):
         _check_tokens(input_ids, labels)
         if use_cache and cache is None:
             cache = AtlasCache()
+        logits = self.compute_logits(self.encode(self.embedding(input_ids), cache, cu_seqlens))
+        loss = None if labels is None else next_token_loss(logits, labels, cu_seqlens)
+        return AtlasOutput(logits, loss, cache)
+
+    def encode(
+        self,
+        x: Tensor,  # [B, T, hidden_size]
+        cache: AtlasCache | None = None,
+        cu_seqlens: Tensor | None = None,  # [N+1]
+        trace: list[Tensor] | None = None,
+    ) -> Tensor:  # [B, T, hidden_size]
+        """What `compute_logits` takes, from embeddings; the cache is updated in place.
+
+        The input of each block is appended to `trace`.
+        """
         states = cache.layers if cache is not None and cache.layers else [None] * len(self.blocks)
         if len(states) != len(self.blocks):
             raise ValueError(f"Atlas: cache: wanted {len(self.blocks)} layers, got {len(states)}")
-        x = self.embedding(input_ids)
         new_states = []
         recompute = self.config.activation_checkpointing and torch.is_grad_enabled()
         for block, state in zip(self.blocks, states, strict=True):
+            if trace is not None:
+                trace.append(x)
             arguments = (x, state, cu_seqlens, cache is not None)
             if recompute:
                 x, state = checkpoint(
@@ -101,10 +117,13 @@ class Atlas(nn.Module):
             new_states.append(state)
         if cache is not None:
             cache.layers = new_states
+        y: Tensor = self.norm(x)
+        return y
+
+    def compute_logits(self, x: Tensor) -> Tensor:  # [..., hidden_size] -> [..., vocab_size]
+        """Scores of the next token, from the result of `encode`."""
         weight = self.embedding.weight if self.lm_head is None else self.lm_head.weight
-        logits = F.linear(self.norm(x), weight)
-        loss = None if labels is None else next_token_loss(logits, labels, cu_seqlens)
-        return AtlasOutput(logits, loss, cache)
+        return F.linear(x, weight)
 
     @torch.no_grad()
     def generate(
