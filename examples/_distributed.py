@@ -32,10 +32,7 @@ ABOUT = "about.json"  # written last: a folder that has it is complete
 
 @contextmanager
 def processes(device: str) -> Iterator[str]:
-    """Joins the processes that torchrun has started, if it has; gives this process's device."""
-    if not dist.is_torchelastic_launched():
-        yield device
-        return
+    """Joins the processes that torchrun has started; gives this process's device."""
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)

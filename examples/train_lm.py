@@ -27,7 +27,6 @@ from _data import (
     load_text,
     training_batch,
 )
-from _distributed import DistributedRun, processes
 from _models import ABLATIONS, DEFAULT_ABLATIONS, FIRST, make_configs
 from _profile import operator_shares
 from _report import Result, compare, draw_curves, judge_baseline, result_lines, write_report
@@ -79,8 +78,17 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def launched() -> bool:
+    """Whether torchrun has started this process."""
+    return torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+
+
 def run_type() -> type[Run]:
-    return DistributedRun if torch.distributed.is_initialized() else Run
+    if not launched():
+        return Run
+    from _distributed import DistributedRun  # takes seconds to import
+
+    return DistributedRun
 
 
 def make_runs(args: argparse.Namespace) -> list[Run]:
@@ -168,7 +176,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def start_command() -> str:
-    if not torch.distributed.is_initialized():
+    if not launched():
         return f"python {sys.argv[0]}"
     return f"torchrun --nproc-per-node {torch.distributed.get_world_size()} {sys.argv[0]}"
 
@@ -179,6 +187,10 @@ def main() -> int:
         model = load_model(args.out / f"{FIRST}.safetensors", args.device)
         print(generate_text(model, args))
         return 0
+    if not launched():
+        return train(args)
+    from _distributed import processes
+
     with processes(args.device) as args.device:
         return train(args)
 
