@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 
-from atlas_ext.models import Atlas, AtlasConfig
+from atlas_ext.models import Atlas, AtlasConfig, DeepTransformer
 
 VARIANTS = (
     "linear_attention", "delta", "titans", "dla", "swla", "omeganet", "atlas", "atlas++",
 )  # fmt: skip
+EXPONENTIAL = ("deep_transformer", "swdt", "dot")
 
 
 @pytest.mark.parametrize(
@@ -22,8 +23,9 @@ VARIANTS = (
         ("num_heads", True),
         ("head_dim", 0),
         ("variant", "mamba"),
-        ("variant", "swdt"),
-        ("hybrid", "mag"),
+        ("hybrid", "mam"),
+        ("swa_window", 0),
+        ("normalize", "l1"),
         ("memory", "lstm"),
         ("activation", "relu"),
         ("degree", 5),
@@ -53,6 +55,10 @@ def test_errors_name_field_wanted_and_got(field: str, value: object) -> None:
         ("titans", "window", 4),
         ("omeganet", "ns_steps", 5),
         ("linear_attention", "degree", 2),
+        ("deep_transformer", "window", 4),
+        ("dot", "degree", 2),
+        ("swdt", "hybrid", "mag"),
+        ("atlas", "normalize", "softmax"),
     ],
 )
 def test_a_variant_keeps_its_meaning(variant: str, field: str, value: object) -> None:
@@ -88,6 +94,29 @@ def test_every_variant_constructs(variant: str) -> None:
     assert len(model.blocks[0].memory.memory_weights) == count
 
 
+@pytest.mark.parametrize("variant", EXPONENTIAL)
+def test_exponential_variants_make_deep_transformers(variant: str) -> None:
+    config = AtlasConfig.preset(f"{variant}-tiny", vocab_size=64)
+    model = DeepTransformer(config)
+    assert len(model.blocks[0].memory.memory_weights) == 2
+    assert (config.degree, config.ns_steps, config.window) == (
+        *(None, 0), 1 if variant == "deep_transformer" else 16
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f"Atlas: config.variant: wanted .* got '{variant}'"):
+        Atlas(config)
+    with pytest.raises(ValueError, match=r"DeepTransformer: config.variant: .* got 'atlas'"):
+        DeepTransformer(AtlasConfig(vocab_size=9))
+
+
+def test_attention_heads_of_a_hybrid() -> None:
+    assert AtlasConfig(vocab_size=9).swa_heads is None
+    assert AtlasConfig(vocab_size=9, hybrid="mal").swa_heads == 4  # heads of 64
+    assert AtlasConfig(vocab_size=9, hidden_size=32, hybrid="mag", num_heads=8).swa_heads == 8
+    for heads in (3, 0, 256):  # no divisor, none, heads of one
+        with pytest.raises(ValueError, match=f"AtlasConfig: swa_heads: wanted .* got {heads}"):
+            AtlasConfig(vocab_size=9, hybrid="mac", swa_heads=heads)
+
+
 @pytest.mark.parametrize("variant", ["dla", "omeganet", "atlas", "atlas++", "titans"])
 def test_presets_with_deep_memories_have_small_heads(variant: str) -> None:
     for size, hidden_size, num_layers in (
@@ -105,7 +134,7 @@ def test_presets_with_linear_memories_keep_the_paper_heads() -> None:
     assert AtlasConfig.preset("swla-170m").num_heads == 16
 
 
-@pytest.mark.parametrize("name", ["atlas", "atlas-13b", "gpt-170m", "dot-170m"])
+@pytest.mark.parametrize("name", ["atlas", "atlas-13b", "gpt-170m", "dot-170b"])
 def test_unknown_presets_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"preset: wanted .* got '{name}'"):
         AtlasConfig.preset(name)

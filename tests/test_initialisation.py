@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,28 +11,31 @@ from torch import Tensor, nn
 
 from atlas_ext.layers import OmegaMemory
 from atlas_ext.layers.memory_init import feature_norm
-from atlas_ext.models import Atlas, AtlasConfig
+from atlas_ext.models import Atlas, AtlasConfig, DeepTransformer
 
 VOCAB = 64
 DEEP = ("titans", "dla", "omeganet", "atlas", "atlas++")
+EXPONENTIAL = ("deep_transformer", "swdt", "dot")
+Model = Atlas | DeepTransformer
 DEPTHS = {"170m": 12, "340m": 24, "760m": 24, "1.3b": 18}
 
 
-def narrow(variant: str, num_layers: int) -> Atlas:
+def narrow(variant: str, num_layers: int, hybrid: str | None = None) -> Model:
     """A preset's depth, memory and heads of 16, at a width of 32."""
     torch.manual_seed(0)
     config = AtlasConfig(
         vocab_size=VOCAB, hidden_size=32, num_heads=2, num_layers=num_layers, variant=variant,
-        chunk_size=16, ns_every=16 if variant.startswith("atlas") else 1,
+        chunk_size=16, ns_every=16 if variant.startswith("atlas") else 1, hybrid=hybrid,
+        swa_window=12, swa_heads=2,
     )  # fmt: skip
-    return Atlas(config)
+    return DeepTransformer(config) if variant in EXPONENTIAL else Atlas(config)
 
 
 def rms(x: Tensor) -> float:
     return float(x.detach().square().mean().sqrt())
 
 
-def watch(model: Atlas) -> list[tuple[float, float]]:
+def watch(model: Model) -> list[tuple[float, float]]:
     """RMS of the residual stream and of the memory's share after each block, filled by a pass."""
     seen: list[tuple[float, float]] = []
     shares: list[float] = []
@@ -60,7 +64,25 @@ def test_depths_are_those_of_the_presets() -> None:
 @pytest.mark.parametrize("num_layers", sorted(set(DEPTHS.values())))
 @pytest.mark.parametrize("variant", DEEP)
 def test_first_passes_at_every_depth(variant: str, num_layers: int) -> None:
-    model, ids = narrow(variant, num_layers), tokens()
+    check_first_passes(narrow(variant, num_layers))
+
+
+@pytest.mark.parametrize("variant", ["swla", "atlas"])
+@pytest.mark.parametrize("hybrid", ["mag", "mal", "mac"])
+def test_first_passes_with_attention(hybrid: str, variant: str) -> None:
+    check_first_passes(narrow(variant, 12, hybrid))
+
+
+@pytest.mark.skipif(
+    find_spec("atlas_ext.ops.exp_omega_rule") is None, reason="no compiled operator yet"
+)
+@pytest.mark.parametrize("variant", EXPONENTIAL)
+def test_first_passes_of_deep_transformers(variant: str) -> None:
+    check_first_passes(narrow(variant, 12))
+
+
+def check_first_passes(model: Model) -> None:
+    num_layers, ids = len(model.blocks), tokens()
     seen = watch(model)
     loss = model(ids, labels=ids).loss
     loss.backward()
@@ -78,7 +100,9 @@ def test_first_passes_at_every_depth(variant: str, num_layers: int) -> None:
     assert all(math.isfinite(norm) for norm in norms)
     assert max(norms) < 50 * min(norms) and min(norms) > 0.1
     for block in model.blocks:
-        for weight in block.memory.memory_weights:  # M_0 learns in every block
+        weights = [p for name, p in block.named_parameters() if "memory_weights" in name]
+        assert weights
+        for weight in weights:  # M_0 learns in every block
             assert weight.grad.norm() > 1e-5 * weight.norm()
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

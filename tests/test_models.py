@@ -6,6 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from model_checks import check_autocast
 
 from atlas_ext.models import Atlas, AtlasCache, AtlasConfig
 
@@ -292,6 +293,11 @@ def test_other_dtypes(dtype: torch.dtype, name: str) -> None:
     assert out.logits.dtype == dtype
     assert out.loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert torch.isfinite(out.loss)
+
+
+@EVERY_MODEL
+def test_autocast(name: str) -> None:
+    check_autocast(make_model(name))
 
 
 @pytest.mark.parametrize(

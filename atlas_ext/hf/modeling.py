@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
 from ..models import Atlas, AtlasCache
-from ..models.atlas import IGNORED_LABEL, next_token_loss
+from ..models.language_model import IGNORED_LABEL, next_token_loss
 from .cache import AtlasHFCache
 from .config import AtlasHFConfig
 from .padding import Packing, find_padding, sequence_bounds

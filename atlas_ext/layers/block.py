@@ -1,12 +1,16 @@
-"""A residual block: sequence mixer, then SwiGLU."""
+"""A residual block: sequence mixers, then SwiGLU."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .exp_omega_memory import ExpOmegaMemory
+from .memory_as_context import MemoryAsContext
+from .memory_as_gate import MemoryAsGate
 from .omega_memory import OmegaMemory
-from .state import MemoryState
+from .sliding_window_attention import SlidingWindowAttention
+from .state import LayerState, ParallelState
 
 
 class SwiGLU(nn.Module):
@@ -28,35 +32,58 @@ class SwiGLU(nn.Module):
 class AtlasBlock(nn.Module):
     """Pre-norm residual block (Llama macro-structure): x + memory(norm(x)), then x + mlp(norm(x)).
 
+    With an `attention` (MAL) there is x + attention(norm(x)) between the two.
+
     Args:
-        memory: the sequence mixer.
+        memory: the sequence mixer: a memory layer, or one with an attention in it (MAG, MAC).
         hidden_size: width of the residual stream.
         intermediate_size: hidden width of the SwiGLU MLP.
-        norm_eps: of both RMSNorms.
+        attention: a sliding-window attention after the memory.
+        norm_eps: of all RMSNorms.
     """
 
     def __init__(
         self,
-        memory: OmegaMemory,
+        memory: OmegaMemory | ExpOmegaMemory | MemoryAsGate | MemoryAsContext,
         hidden_size: int,
         intermediate_size: int,
         *,
+        attention: SlidingWindowAttention | None = None,
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.memory_norm = nn.RMSNorm(hidden_size, eps=norm_eps)
         self.memory = memory
+        self.attention = attention
+        self.attention_norm = None
+        if attention is not None:
+            self.attention_norm = nn.RMSNorm(hidden_size, eps=norm_eps)
         self.mlp_norm = nn.RMSNorm(hidden_size, eps=norm_eps)
         self.mlp = SwiGLU(hidden_size, intermediate_size)
 
     def forward(
         self,
         x: Tensor,  # [B, T, hidden_size]
-        state: MemoryState | None = None,
+        state: LayerState | None = None,
         cu_seqlens: Tensor | None = None,  # [N+1]
         return_state: bool = False,
-    ) -> tuple[Tensor, MemoryState | None]:
-        """Arguments and results as `OmegaMemory.forward`."""
-        y, state = self.memory(self.memory_norm(x), state, cu_seqlens, return_state)
+    ) -> tuple[Tensor, LayerState | None]:
+        """Arguments and results as `OmegaMemory.forward`.
+
+        Raises:
+            ValueError: the state is that of another kind of block.
+        """
+        if self.attention is None or self.attention_norm is None:
+            y, state = self.memory(self.memory_norm(x), state, cu_seqlens, return_state)
+            x = x + y
+            return x + self.mlp(self.mlp_norm(x)), state
+        if state is not None and not isinstance(state, ParallelState):
+            got = type(state).__name__
+            raise ValueError(f"AtlasBlock: state: wanted a ParallelState, got {got}")
+        first, second = (None, None) if state is None else state
+        y, first = self.memory(self.memory_norm(x), first, cu_seqlens, return_state)
         x = x + y
-        return x + self.mlp(self.mlp_norm(x)), state
+        y, second = self.attention(self.attention_norm(x), second, cu_seqlens, return_state)
+        x = x + y
+        last = None if first is None or second is None else ParallelState(first, second)
+        return x + self.mlp(self.mlp_norm(x)), last

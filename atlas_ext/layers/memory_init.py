@@ -69,6 +69,7 @@ def default_step_size(
     *,
     degree: int | None = None,
     matrices: int = 1,
+    curvature: float | None = None,
 ) -> float:
     """A step eta that neither diverges nor swamps the learned memory before training.
 
@@ -80,11 +81,15 @@ def default_step_size(
     training raises gamma's sum, theta and the values, and there is no linear regime to return to.
     The dot loss has no curvature in a linear memory; in a deep one each matrix's gradient grows
     with the other, without bound, unless the step stays below what the initial alpha forgets.
+    `curvature` is ||phi(k)||² where no polynomial map gives it.
     """
     if ns_steps > 0:
         return INITIAL_WRITES * (1.0 - INITIAL_ALPHA) * ns_every
     gain = 1.0 / (1.0 - INITIAL_THETA) if momentum else 1.0
     if objective == "dot":
         return (1.0 if matrices == 1 else 1.0 - INITIAL_ALPHA) / gain
-    curvature = feature_norm(degree) ** 2 if matrices == 1 else DEEP_MARGIN * matrices
+    if curvature is None:
+        curvature = feature_norm(degree) ** 2
+    if matrices > 1:
+        curvature = DEEP_MARGIN * matrices
     return 1.0 / (gain * min(chunk_size, 64) * curvature)

@@ -1,4 +1,4 @@
-"""What a model carries from one call to the next; its size does not grow with the text."""
+"""What a model carries from one call to the next."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..layers import MemoryState
+from ..layers import LayerState
+from ..layers.state import state_from_tensors
 
 
 class AtlasCache:
-    """The memory states of all layers, complete: going on from it equals never having stopped.
+    """The states of all layers, complete: going on from it equals never having stopped.
 
-    A model updates the cache it is given in place. An empty cache stands for the start of a
-    sequence and is filled by the first call.
+    Its size does not depend on the length of the text for an `Atlas`; that of a `DeepTransformer`
+    grows like a key-value cache. A model updates the cache it is given in place. An empty cache
+    stands for the start of a sequence and is filled by the first call.
     """
 
-    def __init__(self, layers: list[MemoryState] | None = None) -> None:
-        self.layers: list[MemoryState] = [] if layers is None else list(layers)
+    def __init__(self, layers: list[LayerState] | None = None) -> None:
+        self.layers: list[LayerState] = [] if layers is None else list(layers)
 
     def __repr__(self) -> str:
         return f"AtlasCache(layers={len(self.layers)}, bytes={self.num_bytes})"
@@ -31,7 +33,7 @@ class AtlasCache:
     @property
     def position(self) -> Tensor | None:
         """Tokens seen by each sequence, [N] int64; None when empty."""
-        return self.layers[0].memory.position if self.layers else None
+        return self.layers[0].position if self.layers else None
 
     def clone(self) -> AtlasCache:
         """A copy that shares no memory with this cache."""
@@ -73,7 +75,7 @@ class AtlasCache:
                 f"AtlasCache: state_dict: wanted layers 0..{len(grouped) - 1}, "
                 f"got {sorted(grouped)}"
             )
-        self.layers = [MemoryState.from_tensors(grouped[i]) for i in range(len(grouped))]
+        self.layers = [state_from_tensors(grouped[i]) for i in range(len(grouped))]
 
     def _replace(self, function: Callable[[Tensor], Tensor]) -> AtlasCache:
         self.layers = [layer.map(function) for layer in self.layers]

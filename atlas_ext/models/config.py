@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
+
+from .variants import (
+    HYBRIDS,
+    LIFTED_HEAD_DIM,
+    NS_EVERY,
+    PLAIN_HEAD_DIM,
+    SIZES,
+    VARIANTS,
+)
 
 MEMORIES = ("linear", "mlp", "gated_mlp")
-ATTENTION_VARIANTS = ("deep_transformer", "swdt", "dot")
 NS_SCHEDULES = ("muon", "polar_express")
-
-
-class Variant(NamedTuple):
-    """A row of the table of named models; what is off here cannot be switched on."""
-
-    memory: str
-    objective: str
-    polynomial: bool = False  # may have a feature map; degree 2 unless said otherwise
-    degree: int | None = None
-    windowed: bool = False  # may have a window beyond 1
-    momentum: bool = False
-    muon: bool = False
-    retention: bool = True  # default; both are allowed
-    chunk_size: int = 64
-
-
-VARIANTS = {
-    "linear_attention": Variant("linear", "dot", retention=False),
-    "delta": Variant("linear", "l2", retention=False, chunk_size=1),
-    "titans": Variant("mlp", "l2", momentum=True),
-    "dla": Variant("mlp", "dot", polynomial=True, degree=2),
-    "swla": Variant("linear", "dot", polynomial=True, windowed=True),
-    "omeganet": Variant("mlp", "l2", polynomial=True, degree=2, windowed=True),
-    "atlas": Variant("mlp", "l2", True, 2, True, momentum=True, muon=True),
-    "atlas++": Variant("gated_mlp", "l2", True, 2, True, momentum=True, muon=True),
-}
-
-# hidden_size, num_layers, num_heads (paper, table 7)
-SIZES = {
-    "tiny": (128, 2, 8),
-    "170m": (768, 12, 16),
-    "340m": (1024, 24, 16),
-    "760m": (1536, 24, 16),
-    "1.3b": (2048, 18, 8),
-}
-
-
-# Heads of the presets with deep memories, with and without a polynomial map: the paper's heads, up
-# to 256 wide, would give billions of memory weights; these give the two kinds about as many.
-LIFTED_HEAD_DIM = 16
-PLAIN_HEAD_DIM = 64
-NS_EVERY = 16  # of the presets: a Newton-Schulz at every token costs more than all of the rest
+NORMALIZATIONS = ("none", "softmax", "rms")
+SWA_HEAD_DIM = 64  # of a hybrid's attention, where it divides the width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +30,9 @@ class AtlasConfig:
         vocab_size: number of token ids.
         hidden_size, num_layers, num_heads: of the model.
         head_dim: K = V of a memory; None: hidden_size // num_heads.
-        variant: linear_attention, delta, titans, dla, swla, omeganet, atlas or atlas++.
-        hybrid: attention beside the memory; only None in this version.
+        variant: linear_attention, delta, titans, dla, swla, omeganet, atlas or atlas++ (`Atlas`);
+            deep_transformer, swdt or dot (`DeepTransformer`).
+        hybrid: attention beside the memory of an `Atlas`: None, "mag", "mal" or "mac".
         memory: "linear", "mlp" or "gated_mlp".
         expansion: hidden width of a deep memory over head_dim.
         activation, residual: of a deep memory.
@@ -72,6 +41,10 @@ class AtlasConfig:
         retention: the memory fades with a gate alpha; False: alpha = 1.
         chunk_size: C; part of the model: run it as it was trained.
         ns_steps, ns_schedule, ns_every: Newton-Schulz (Muon) inside the rule.
+        normalize: of the read of a `DeepTransformer`, "none", "softmax" or "rms".
+        swa_window: of a hybrid: tokens that its attention sees, or that a segment of "mac" holds.
+        swa_heads: of a hybrid's attention; None: heads of 64 where that divides hidden_size, else
+            num_heads.
         step_size: initial eta; None: chosen by the layer.
         conv_size: taps of the short convolutions.
         mlp_ratio: hidden width of the SwiGLU MLP over hidden_size, rounded up to a multiple of 16.
@@ -101,6 +74,9 @@ class AtlasConfig:
     ns_steps: int | None = None
     ns_schedule: str = "muon"
     ns_every: int = 1
+    normalize: str = "none"
+    swa_window: int = 512
+    swa_heads: int | None = None
     step_size: float | None = None
     conv_size: int = 4
     mlp_ratio: float = 8 / 3
@@ -109,20 +85,18 @@ class AtlasConfig:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        if self.variant in ATTENTION_VARIANTS:
-            raise _error("variant", f"one of {', '.join(VARIANTS)} in this version", self.variant)
         _check_choice("variant", self.variant, tuple(VARIANTS))
-        if self.hybrid is not None:
-            raise _error("hybrid", "None in this version", self.hybrid)
+        _check_choice("hybrid", self.hybrid, (None, *HYBRIDS))
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "expansion"):
             _check_count(name, getattr(self, name))
         self._fill_defaults()
-        for name in ("head_dim", "window", "chunk_size", "ns_every", "conv_size"):
+        for name in ("head_dim", "window", "chunk_size", "ns_every", "conv_size", "swa_window"):
             _check_count(name, getattr(self, name))
         _check_count("ns_steps", self.ns_steps, least=0)
         _check_choice("memory", self.memory, MEMORIES)
         _check_choice("activation", self.activation, ("gelu", "silu", "identity"))
         _check_choice("ns_schedule", self.ns_schedule, NS_SCHEDULES)
+        _check_choice("normalize", self.normalize, NORMALIZATIONS)
         _check_choice("degree", self.degree, (None, 1, 2, 3, 4))
         for name in ("residual", "retention", "tie_embeddings", "activation_checkpointing"):
             _check_choice(name, getattr(self, name), (False, True))
@@ -146,6 +120,10 @@ class AtlasConfig:
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.hybrid is not None and self.swa_heads is None:
+            whole = self.hidden_size % SWA_HEAD_DIM == 0
+            heads = self.hidden_size // SWA_HEAD_DIM if whole else self.num_heads
+            object.__setattr__(self, "swa_heads", heads)
         if self.degree == "auto":
             object.__setattr__(self, "degree", spec.degree)
 
@@ -159,6 +137,19 @@ class AtlasConfig:
             raise _error("ns_steps", f"0 for variant {name!r}", self.ns_steps)
         if not spec.polynomial and self.degree is not None:
             raise _error("degree", f"None for variant {name!r}", self.degree)
+        if not spec.exponential and self.normalize != "none":
+            raise _error("normalize", f"'none' for variant {name!r}", self.normalize)
+        if spec.exponential and self.hybrid is not None:
+            raise _error("hybrid", f"None for variant {name!r}", self.hybrid)
+        if self.hybrid is not None:
+            self._check_attention_heads()
+
+    def _check_attention_heads(self) -> None:
+        _check_count("swa_heads", self.swa_heads)
+        heads = self.swa_heads or 0
+        if self.hidden_size % heads or self.hidden_size // heads % 2:
+            wanted = f"a divisor of hidden_size = {self.hidden_size} with an even quotient"
+            raise _error("swa_heads", wanted, heads)
 
     @property
     def objective(self) -> str:

@@ -1,4 +1,4 @@
-"""Choosing the next token."""
+"""Choosing the next token, and prompts of unequal length."""
 
 from __future__ import annotations
 
@@ -44,3 +44,28 @@ def sample_token(
         surplus = probabilities.cumsum(dim=-1) - probabilities >= top_p
         logits = logits.masked_fill(surplus.scatter(-1, order, surplus), -torch.inf)
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(-1)
+
+
+def unpad(
+    input_ids: Tensor,  # [B, T]
+    attention_mask: Tensor,  # [B, T]
+) -> tuple[Tensor, Tensor]:
+    """Left-padded prompts as packed ones: ids [1, tokens] and their bounds, cu_seqlens [B+1].
+
+    Raises:
+        ValueError: the mask has another shape, holes, padding on the right, or an empty row.
+    """
+    name = "generate: attention_mask"
+    if attention_mask.shape != input_ids.shape:
+        got = list(attention_mask.shape)
+        raise ValueError(f"{name}: wanted {list(input_ids.shape)}, got {got}")
+    mask = attention_mask.bool()
+    ordered = (mask[:, 1:] >= mask[:, :-1]).all(dim=1) & mask[:, -1:].all(dim=1)
+    if not bool(ordered.all()):
+        row = int((~ordered).nonzero()[0])
+        raise ValueError(
+            f"{name}: wanted zeros (padding) and then at least one 1 in each row, "
+            f"got {attention_mask[row].tolist()} in row {row}"
+        )
+    bounds = torch.nn.functional.pad(mask.sum(dim=1).cumsum(0), (1, 0))
+    return input_ids[mask].unsqueeze(0), bounds

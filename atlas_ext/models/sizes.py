@@ -10,12 +10,15 @@ import torch
 from ..layers.memory_init import memory_shapes
 from .atlas import Atlas
 from .config import AtlasConfig
+from .deep_transformer import DeepTransformer
+from .variants import ATTENTION_VARIANTS
 
 
 def parameter_count(config: AtlasConfig) -> int:
     """Parameters of the model, counted on one that has no storage."""
     with torch.device("meta"):
-        model = Atlas(config)
+        growing = config.variant in ATTENTION_VARIANTS
+        model = DeepTransformer(config) if growing else Atlas(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -28,14 +31,28 @@ def memory_weight_count(config: AtlasConfig) -> int:
 
 def state_bytes(config: AtlasConfig, dtype: torch.dtype = torch.float32) -> int:
     """Bytes of an `AtlasCache` per sequence, for activations of `dtype`: M_t, M_ref and the
-    momentum in float32 (float64 for float64), the tails of window and convolution in `dtype`."""
+    momentum in float32 (float64 for float64), the tails of window and convolution in `dtype`; for
+    a hybrid, also its attention's keys and values ("mac": and the memory at the segment's start).
+
+    Raises:
+        ValueError: the cache of this variant grows with the text.
+    """
+    if config.variant in ATTENTION_VARIANTS:
+        wanted = "a variant whose cache does not grow with the text"
+        raise ValueError(f"state_bytes: config.variant: wanted {wanted}, got {config.variant!r}")
     sums = 8 if dtype == torch.float64 else 4
-    matrices = (2 + config.momentum) * memory_weight_count(config) * sums
+    copies = 2 + config.momentum + (config.hybrid == "mac")
+    matrices = copies * memory_weight_count(config) * sums
     given: Any = config  # fields are filled in, where their types still allow None
     inner = given.num_heads * given.head_dim
-    tails = 2 * (given.window - 1) * inner + (given.conv_size - 1) * 3 * inner
-    position = 8
-    return matrices + config.num_layers * int(tails * dtype.itemsize + position)
+    numbers = 2 * (given.window - 1) * inner + (given.conv_size - 1) * 3 * inner
+    positions = 8
+    if config.hybrid == "mac":
+        numbers += 4 * given.swa_window * given.hidden_size
+    elif config.hybrid is not None:
+        numbers += 2 * (given.swa_window - 1) * given.hidden_size
+        positions += 8
+    return matrices + config.num_layers * int(numbers * dtype.itemsize + positions)
 
 
 def newton_schulz_flops(rows: int, columns: int, steps: int) -> int:
