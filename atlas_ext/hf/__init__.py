@@ -11,10 +11,20 @@ except ImportError as error:
     ) from error
 
 from .cache import AtlasHFCache
-from .config import AtlasHFConfig
-from .modeling import AtlasForCausalLM
+from .config import AtlasHFConfig, DeepTransformerHFConfig
+from .modeling import AtlasForCausalLM, DeepTransformerForCausalLM
 
-transformers.AutoConfig.register(AtlasHFConfig.model_type, AtlasHFConfig, exist_ok=True)
-transformers.AutoModelForCausalLM.register(AtlasHFConfig, AtlasForCausalLM, exist_ok=True)
+for _config, _model in (
+    (AtlasHFConfig, AtlasForCausalLM),
+    (DeepTransformerHFConfig, DeepTransformerForCausalLM),
+):
+    transformers.AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    transformers.AutoModelForCausalLM.register(_config, _model, exist_ok=True)
 
-__all__ = ["AtlasForCausalLM", "AtlasHFCache", "AtlasHFConfig"]
+__all__ = [
+    "AtlasForCausalLM",
+    "AtlasHFCache",
+    "AtlasHFConfig",
+    "DeepTransformerForCausalLM",
+    "DeepTransformerHFConfig",
+]

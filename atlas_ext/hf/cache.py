@@ -12,7 +12,7 @@ from ..models import AtlasCache
 
 
 class AtlasHFCache(Cache):
-    """Wraps the model's own cache, `atlas`; its size does not grow with the text.
+    """Wraps the model's own cache, `atlas`; that of an `Atlas` does not grow with the text.
 
     It counts what it has seen, padding included, as transformers does. It cannot be cropped: a
     memory does not forget the last token again, so assisted generation is not possible.

@@ -68,3 +68,12 @@ class AtlasHFConfig(PretrainedConfig):
             ValueError: a field was changed to something out of range.
         """
         return AtlasConfig(**{name: getattr(self, name) for name in CORE_FIELDS})
+
+
+class DeepTransformerHFConfig(AtlasHFConfig):
+    """The same for the variants of `DeepTransformer`; deep_transformer unless given."""
+
+    model_type = "atlas_ext_deep_transformer"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**({"variant": "deep_transformer"} | kwargs))

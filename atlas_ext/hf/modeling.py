@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
-from ..models import Atlas, AtlasCache
-from ..models.language_model import IGNORED_LABEL, next_token_loss
+from ..models import Atlas, AtlasCache, DeepTransformer
+from ..models.language_model import IGNORED_LABEL, LanguageModel, next_token_loss
 from .cache import AtlasHFCache
-from .config import AtlasHFConfig
+from .config import AtlasHFConfig, DeepTransformerHFConfig
 from .padding import Packing, find_padding, sequence_bounds
 
 
@@ -26,6 +26,7 @@ class AtlasForCausalLM(PreTrainedModel, GenerationMixin):
     """
 
     config_class = AtlasHFConfig
+    core_type: ClassVar[type[LanguageModel]] = Atlas
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _is_stateful = True  # what was read cannot be taken back: no assisted generation
@@ -33,17 +34,17 @@ class AtlasForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: AtlasHFConfig) -> None:
         super().__init__(config)
-        self.model = Atlas(config.to_atlas())
+        self.model = self.core_type(config.to_atlas())
         self.gradient_checkpointing = self.model.config.activation_checkpointing
         if not any(parameter.is_meta for parameter in self.parameters()):
             self._mark_initialised()
         self.post_init()
 
     @classmethod
-    def from_atlas(cls, model: Atlas, **kwargs: Any) -> AtlasForCausalLM:
+    def from_atlas(cls, model: LanguageModel, **kwargs: Any) -> AtlasForCausalLM:
         """Wraps a model, whose parameters are shared; `kwargs` are `AtlasHFConfig`'s."""
         with torch.device("meta"):
-            wrapper = cls(AtlasHFConfig.from_atlas(model.config, **kwargs))
+            wrapper = cls(cls.config_class.from_atlas(model.config, **kwargs))
         wrapper.model = model
         wrapper._mark_initialised()
         wrapper.train(model.training)
@@ -62,7 +63,7 @@ class AtlasForCausalLM(PreTrainedModel, GenerationMixin):
             if not getattr(parameter, "_is_hf_initialized", False)
         }
         if missing:
-            fresh = Atlas(self.config.to_atlas())
+            fresh = self.core_type(self.config.to_atlas())
             for name, parameter in missing.items():
                 parameter.copy_(fresh.get_parameter(name))
 
@@ -188,6 +189,13 @@ class AtlasForCausalLM(PreTrainedModel, GenerationMixin):
                 f"AtlasForCausalLM: input_ids: wanted [B, T], got {list(x.shape[:-1])}"
             )
         return x
+
+
+class DeepTransformerForCausalLM(AtlasForCausalLM):
+    """`DeepTransformer` (as `model`) with the same interface; its cache grows with the text."""
+
+    config_class = DeepTransformerHFConfig
+    core_type = DeepTransformer
 
 
 def _unpack(x: Tensor, padding: Packing | None) -> Tensor:
