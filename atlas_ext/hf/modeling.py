@@ -25,7 +25,7 @@ class AtlasForCausalLM(PreTrainedModel, GenerationMixin):
     stand, and get logits of 0.
     """
 
-    config_class = AtlasHFConfig
+    config_class: ClassVar[type[AtlasHFConfig]] = AtlasHFConfig
     core_type: ClassVar[type[LanguageModel]] = Atlas
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
