@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +22,46 @@ PRECISIONS = {
 }
 MATRICES = ((16, 16), (64, 16), (64, 64), (153, 64), (256, 64), (128, 128), (512, 512))
 FEATURES = ((64, 2), (64, 3))  # K, degree
+
+
+class OmegaSizes(NamedTuple):
+    """What decides how the Omega rule's kernels run, in the order of `cuda_plan`."""
+
+    K: int
+    V: int
+    F: int = 0  # 0: a linear memory
+    W: int = 16
+    C: int = 64
+    degree: int = 0  # 0: keys as they are
+    matrices: int = 1  # 2: MLP, 3: gated MLP
+    momentum: int = 1
+    ns_steps: int = 0
+    ns_every: int = 1
+
+    @property
+    def title(self) -> str:
+        memory = ("linear", "mlp", "gated mlp")[self.matrices - 1]
+        hidden = f", F = {self.F}" if self.F else ""
+        lift = f", degree {self.degree}" if self.degree else ""
+        schulz = f", {self.ns_steps} Newton-Schulz steps" if self.ns_steps else ""
+        schulz += f" every {self.ns_every} tokens" if self.ns_steps and self.ns_every > 1 else ""
+        rest = "" if self.momentum else ", no momentum"
+        return f"{memory} K = {self.K}, V = {self.V}{hidden}{lift}, W = {self.W}, C = {self.C}" + (
+            schulz + rest
+        )
+
+
+OMEGA_OPERATORS = ("omega_rule", "omega_rule_backward", "omega_rule_update")
+OMEGA = (
+    OmegaSizes(64, 64),
+    OmegaSizes(32, 32, degree=2),
+    OmegaSizes(64, 64, F=64, matrices=2),
+    OmegaSizes(64, 64, F=128, matrices=2),
+    OmegaSizes(64, 64, F=256, matrices=2),
+    OmegaSizes(64, 64, F=256, matrices=3),
+    OmegaSizes(16, 16, F=64, degree=2, matrices=2, ns_steps=5, ns_every=16),
+    OmegaSizes(16, 16, F=64, degree=2, matrices=3, ns_steps=5, ns_every=16),
+)
 
 
 def main() -> None:
@@ -92,7 +133,7 @@ def print_plans(with_cuda: bool) -> None:
         print(f"  {title}" + (f": {groups[0][1]}" if len(groups) == 1 else ""))
         for devices, text in groups if len(groups) > 1 else ():
             print(f"    {devices:<29} {text}")
-    print("  omega_rule, omega_rule_update: not in this version")
+    print("  omega_rule_update: not in this version")
 
 
 def plans(plan: Callable[..., str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -104,14 +145,21 @@ def plans(plan: Callable[..., str]) -> Iterator[tuple[str, dict[str, str]]]:
             yield "{} K = {}, degree {}".format(op, *features), cells
     for m, n in MATRICES:
         for op in ("newton_schulz", "newton_schulz_backward"):
-            found: dict[str, dict[str, str]] = {}
-            for name, (dtype, tf32) in PRECISIONS.items():
-                found[name] = {
-                    CAPABILITIES[device]: plan(op, dtype, (m, n), tf32, device)
-                    for device in CAPABILITIES
-                }
-            for cells, alike in groupby(found, key=found.__getitem__):
-                yield f"{op} [{m}, {n}], {', '.join(alike)}", cells
+            yield from by_precision(plan, op, (m, n), f"[{m}, {n}]")
+    for sizes in OMEGA:
+        for op in OMEGA_OPERATORS:
+            yield from by_precision(plan, op, sizes, sizes.title)
+
+
+def by_precision(
+    plan: Callable[..., str], op: str, sizes: Sequence[int], title: str
+) -> Iterator[tuple[str, dict[str, str]]]:
+    found: dict[str, dict[str, str]] = {}
+    for name, (dtype, tf32) in PRECISIONS.items():
+        asked = {device: (op, dtype, sizes, tf32, device) for device in CAPABILITIES}
+        found[name] = {CAPABILITIES[device]: plan(*call) for device, call in asked.items()}
+    for cells, alike in groupby(found, key=found.__getitem__):
+        yield f"{op} {title}, {', '.join(alike)}", cells
 
 
 def merged(cells: dict[str, str]) -> Iterator[tuple[str, str]]:

@@ -10,60 +10,22 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import atlas_ext
-from atlas_ext import reference, testing
-from bench import cuda_work, eager
+from atlas_ext import testing
+from bench.cases.base import leaves_of, names_of
+from bench.cuda_cases import CASES, BenchCase, CudaCase
 from bench.report import markdown
-from bench.timing import DIRECTIONS, evaluate, prepare, quartiles
+from bench.timing import DIRECTIONS, Inputs, evaluate, map_inputs, prepare, quartiles
+
+__all__ = ["CASES", "CudaCase", "run"]
 
 WARM_UP, SLEEP_CYCLES = 3, 2_000_000
-# Relative errors that are allowed beside four times those of eager PyTorch in the same dtype;
-# eager on the CPU has no tf32.
-ALLOWED = {"float32": 2e-5, "float32 high": 5e-2, "bfloat16": 2e-2, "float16": 5e-3}
 
-
-@dataclass(frozen=True)
-class CudaCase:
-    op: str
-    shape: tuple[int, ...]  # the first size is the batch
-    check_batch: int = 3
-
-    @property
-    def name(self) -> str:
-        return f"{self.op} {list(self.shape)}"
-
-    def inputs(self, dtype: torch.dtype, device: str, batch: int | None = None) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        make = testing.conditioned if self.op == "newton_schulz" else testing.normal
-        # One matrix often over: condition numbers are made by the host's svd.
-        x = make(generator, min(batch or self.shape[0], 64), *self.shape[1:])
-        x = x.repeat(-(-(batch or self.shape[0]) // len(x)), *[1] * (x.dim() - 1))
-        return x[: batch or self.shape[0]].to(device=device, dtype=dtype)
-
-    def work(self, dtype: str, tf32: bool, backward: bool) -> cuda_work.Work:
-        device = cuda_work.DEVICES["h100"]
-        if self.op == "poly_features":
-            return cuda_work.poly_features(*self.shape, 2, dtype, device, backward=backward)
-        return cuda_work.newton_schulz(*self.shape, dtype, device, tf32=tf32, backward=backward)
-
-
-CASES = (
-    CudaCase("newton_schulz", (4096, 16, 16)),
-    CudaCase("newton_schulz", (4096, 64, 16)),
-    CudaCase("newton_schulz", (2048, 64, 64)),
-    CudaCase("newton_schulz", (1024, 153, 64), 2),
-    CudaCase("newton_schulz", (1024, 128, 128), 1),
-    CudaCase("newton_schulz", (16, 512, 512), 1),
-    CudaCase("poly_features", (65536, 16), 9),
-    CudaCase("poly_features", (32768, 64), 9),
-)
 DTYPES = {
     "float32": (torch.float32, "highest"),
     "float32 high": (torch.float32, "high"),
@@ -82,31 +44,29 @@ def precision(name: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def function(module: Any, op: str) -> Callable[[dict[str, Any]], Tensor]:
-    return lambda inputs: getattr(module, op)(inputs["x"])
+def check(case: BenchCase, dtype: str, device: str) -> dict[str, tuple[float, float]]:
+    """Error and what is allowed, of the output and the gradients, against float64."""
+    inputs = case.tensors(DTYPES[dtype][0], device, checked=True)
+    direction = case.directions("cuda" if device == "cuda" else "emulated")[-1]
 
-
-def check(case: CudaCase, dtype: str, device: str) -> dict[str, tuple[float, float]]:
-    """Error and what is allowed, of the output and the gradient, against float64."""
-    x = case.inputs(DTYPES[dtype][0], device, case.check_batch)
-    wide = x.double()
-
-    def results(module: Any, x: Tensor) -> list[Tensor]:
-        leaf = x.detach().requires_grad_()
+    def results(who: str, inputs: Inputs) -> list[Tensor]:
         generator = torch.Generator().manual_seed(1)
-        operator = function(module, case.op)
-        grad = torch.randn(operator({"x": x}).shape, generator=generator, dtype=torch.float64)
+        operator = case.operator(who)
+        with torch.no_grad():
+            out = operator(inputs)
+        grad = torch.randn(out.shape, generator=generator, dtype=torch.float64)
         # Rounded, so that all see the same.
-        grad = grad.to(DTYPES[dtype][0]).to(device=x.device, dtype=x.dtype)
-        return evaluate(operator, {"x": leaf}, DIRECTIONS[1], grad)
+        grad = grad.to(DTYPES[dtype][0]).to(device=out.device, dtype=out.dtype)
+        return evaluate(operator, leaves_of(inputs), direction, grad)
 
-    expected = results(reference, wide)
+    expected = results("reference", map_inputs(Tensor.double, inputs))
     with testing.emulated() if device == "cpu" else nullcontext():
-        ours = results(atlas_ext, x)
-    theirs = results(eager, x)
+        ours = results("ours", inputs)
+    theirs = results("eager", inputs)
+    names = ["output", *(f"grad_{name}" for name in names_of(inputs))]
     errors = {}
-    for name, a, b, truth in zip(("output", "grad_x"), ours, theirs, expected, strict=True):
-        allowed = ALLOWED[dtype] + 4 * testing.relative_error(b, truth)
+    for name, a, b, truth in zip(names, ours, theirs, expected, strict=False):
+        allowed = case.allowed(dtype) + 4 * testing.relative_error(b, truth)
         errors[name] = (testing.relative_error(a, truth), allowed)
     return errors
 
@@ -152,32 +112,29 @@ def ceilings(watch: Stopwatch, rounds: int) -> dict[str, float]:
 
 
 def measure(
-    case: CudaCase,
+    case: BenchCase,
     dtype: str,
     direction: str,
     watch: Stopwatch,
     best: dict[str, float],
     rounds: int,
 ) -> dict[str, Any]:
-    x = case.inputs(DTYPES[dtype][0], "cuda")
+    inputs = case.tensors(DTYPES[dtype][0], "cuda")
     with torch.no_grad():
-        grad = torch.randn_like(function(atlas_ext, case.op)({"x": x}))
-    calls = {
-        name: prepare(function(module, case.op), {"x": x}, direction, grad)
-        for name, module in (("ours", atlas_ext), ("eager", eager))
-    }
+        grad = torch.randn_like(case.operator("ours")(inputs))
+    calls = {who: prepare(case.operator(who), inputs, direction, grad) for who in ("ours", "eager")}
     seconds = watch.medians(calls, rounds)
     parts = [case.work(dtype.split()[0], DTYPES[dtype][1] == "high", False)]
     if direction != DIRECTIONS[0]:
         parts.append(case.work(dtype.split()[0], DTYPES[dtype][1] == "high", True))
     bandwidth = sum(part.moved for part in parts) / seconds["ours"]
     rate = sum(part.useful for part in parts) / seconds["ours"]
-    bound = "copy" if case.op == "poly_features" else dtype
+    bound = case.bound(dtype)
     share = (bandwidth if bound == "copy" else rate) / best[bound]
     return {"seconds": seconds, "bytes/s": bandwidth, "flop/s": rate, "share": share, "of": bound}
 
 
-def row(case: CudaCase, dtype: str, direction: str, found: dict[str, Any]) -> tuple[str, ...]:
+def row(case: BenchCase, dtype: str, direction: str, found: dict[str, Any]) -> tuple[str, ...]:
     ours, theirs = found["seconds"]["ours"], found["seconds"]["eager"]
     return (
         *(case.name, dtype, direction, f"{1e6 * ours:.1f}", f"{1e6 * theirs:.1f}"),
@@ -217,6 +174,9 @@ def run(device: str, words: str, rounds: int, output: Path) -> int:
     watch = Stopwatch() if timed else None
     best = ceilings(watch, rounds) if watch else {}
     for case in (c for c in CASES if all(word in c.name for word in words.split())):
+        if not case.directions(device):
+            print(f"{case.name}: no CUDA kernels in this build")
+            continue
         for dtype, (_, setting) in DTYPES.items():
             if dtype == "float32 high" and case.op == "poly_features":
                 continue  # no products there
@@ -226,10 +186,12 @@ def run(device: str, words: str, rounds: int, output: Path) -> int:
                 text = ", ".join(f"{n} {e:.1e} (<= {a:.1e})" for n, (e, a) in errors.items())
                 print(f"{case.name}, {dtype}: {'right' if right else 'WRONG'}: {text}", flush=True)
                 wrong += not right
-                for direction in DIRECTIONS if watch is not None and right else ():
+                for direction in case.directions(device) if watch and right else ():
                     found = measure(case, dtype, direction, watch, best, rounds)
                     rows.append(row(case, dtype, direction, found))
-                    records.append({**asdict(case), "dtype": dtype, "direction": direction} | found)
+                    records.append(
+                        {**case.record(), "dtype": dtype, "direction": direction} | found
+                    )
     if watch:
         machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
         limits = ", ".join(f"{name} {value / 1e12:.2f}e12/s" for name, value in best.items())

@@ -72,6 +72,10 @@ class Work:
         compute = self.executed / device.peaks[self.arithmetic]
         return (memory, "memory") if memory >= compute else (compute, "arithmetic")
 
+    def alone(self, device: Device) -> float:
+        """Seconds of the arithmetic where every block has a multiprocessor to itself."""
+        return self.executed / device.peaks[self.arithmetic] * device.multiprocessors / self.blocks
+
 
 def stretches(linear: Sequence[float], elongated: bool) -> Iterator[int]:
     """Lengths of the stretches, from the coefficients a of the steps (newton_schulz_block.cuh)."""
@@ -132,7 +136,7 @@ class NewtonSchulz:
 
     @property
     def leading(self) -> int:
-        return (self.size or 0) + 16 // self.element
+        return (self.size or 0) + (8 if self.element == 2 else 0)
 
     @property
     def shared(self) -> int:  # bytes of a block
@@ -222,6 +226,10 @@ def poly_features(
     sums = sum(monomials(dim, k) for k in range(1, degree))
     states, more = at_a_time * 2 * dim * 4, at_a_time * sums * 4
     fits = states + more + (1 << 10) <= device.block_shared // 2
+    shared = states + more if fits else states
+    # By registers, and as shared memory allows; four where the sums are in device memory.
+    most = 4 if not fits else 7 if degree == 4 else 8 if device.capability < 80 else 9
+    resident = max(1, min(most, (device.block_shared + RESERVED) // (shared + RESERVED + 256)))
     # root, scale, two for each of grad_x and the sum, three for the scale's gradient; and one for
     # what the children left, except at the highest degree.
     child = 9 * (features - 1) + (features - 1 - monomials(dim, degree))
@@ -232,7 +240,7 @@ def poly_features(
         executed=float(rows * child),
         moved=float(rows * (2 * dim + features) * each),
         scratch=0.0 if fits else 2.0 * rows * sums * 4,
-        blocks=min(math.ceil(rows / at_a_time), 4 * device.multiprocessors),
+        blocks=min(math.ceil(rows / at_a_time), resident * device.multiprocessors),
         threads=128,
-        shared=states + more if fits else states,
+        shared=shared,
     )

@@ -1,7 +1,8 @@
 """What a case must compute and move, and what this machine can do at best.
 
 `python -m bench.roofline newton_schulz 512 64 64 --dtype bfloat16 --device h100` prints the work of
-a CUDA kernel and its floor on a device that need not be here.
+a CUDA kernel and its floor on a device that need not be here; so do `omega_rule` and
+`omega_rule_update`.
 
 Counts are of the useful work: the products of the chunk form, each once, a multiply-add being two
 operations. A backward is counted as twice its forward's products; recomputation counts as nothing,
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from bench import cuda_work
+from bench import cuda_work, omega_work
 from bench.cuda_work import useful_newton_schulz as newton_schulz_flops
 
 Shapes = tuple[tuple[int, int], ...]  # (out, in) of each matrix of a memory
@@ -170,18 +171,61 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("batch", "m", "n"):
         schulz.add_argument(name, type=int)
     schulz.add_argument("--steps", type=int, default=5, help="of Muon's coefficients")
-    schulz.add_argument("--precision", choices=("highest", "high"), default="highest")
-    for each in (poly, schulz):
+    rule, update = ops.add_parser("omega_rule"), ops.add_parser("omega_rule_update")
+    rule.add_argument("tokens", type=int, help="of one sequence")
+    update.add_argument("rows", type=int, help="one token each")
+    for each in (rule, update):
+        memory_arguments(each)
+    for each in (poly, schulz, rule, update):
         each.add_argument("--dtype", choices=tuple(cuda_work.BYTES), default="float32")
         each.add_argument("--device", choices=tuple(cuda_work.DEVICES), default="h100")
-        each.add_argument("--backward", action="store_true")
         each.add_argument("--registers", type=int, default=0, help="of a thread, from ptxas -v")
+    for each in (schulz, rule):
+        each.add_argument("--precision", choices=("highest", "high"), default="highest")
+    for each in (poly, schulz, rule):
+        each.add_argument("--backward", action="store_true")
     return parser.parse_args(arguments)
+
+
+def memory_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("key", type=int, metavar="K")
+    parser.add_argument("value", type=int, metavar="V")
+    parser.add_argument("--hidden", type=int, default=0, metavar="F")
+    parser.add_argument("--memory", choices=omega_work.MEMORIES, default="linear")
+    parser.add_argument("--degree", type=int, default=0, choices=range(5))
+    parser.add_argument("--window", type=int, default=16)
+    parser.add_argument("--chunk", type=int, default=64)
+    parser.add_argument("--heads", type=int, default=1)
+    parser.add_argument("--sequences", type=int, default=1)
+    parser.add_argument("--no-momentum", action="store_true")
+    parser.add_argument("--ns-steps", type=int, default=0)
+    parser.add_argument("--ns-every", type=int, default=1)
+
+
+def rule_of(options: argparse.Namespace) -> omega_work.OmegaRule:
+    return omega_work.OmegaRule(
+        *(options.key, options.value, options.hidden, options.window, options.chunk),
+        degree=options.degree,
+        memory=options.memory,
+        momentum=not options.no_momentum,
+        ns_steps=options.ns_steps,
+        ns_every=options.ns_every,
+    )
 
 
 def work_of(options: argparse.Namespace) -> cuda_work.Work:
     device = cuda_work.DEVICES[options.device]
+    if options.op == "omega_rule_update":
+        return omega_work.omega_rule_update(
+            *(rule_of(options), options.rows, options.heads, options.dtype)
+        )
     common = {"backward": options.backward}
+    if options.op == "omega_rule":
+        sizes = (options.sequences, options.heads, options.tokens)
+        tf32 = options.precision == "high"
+        return omega_work.omega_rule(
+            rule_of(options), *sizes, options.dtype, device, tf32=tf32, **common
+        )
     if options.op == "poly_features":
         sizes = (options.rows, options.dim, options.degree)
         return cuda_work.poly_features(*sizes, options.dtype, device, **common)
@@ -209,6 +253,12 @@ def lines(work: cuda_work.Work, device: cuda_work.Device, registers: int = 0) ->
         text.append(
             f"blocks      {work.blocks} of {work.threads} threads, {work.shared / 1024:.1f} KiB; "
             f"{most} on a multiprocessor, {waves:.2f} waves"
+        )
+    if 0 < work.blocks < device.multiprocessors:
+        alone = work.alone(device)
+        text.append(
+            f"{work.blocks} of {device.multiprocessors} multiprocessors work: "
+            f"no less than {alone * 1e6:.2f} us"
         )
     return text
 

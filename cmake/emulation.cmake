@@ -57,7 +57,7 @@ if(ATLAS_EXT_EMULATED)
   endif()
 endif()
 
-foreach(name primitives_test bugs_test)
+foreach(name primitives_test tiles_test bugs_test)
   add_executable(${name} tests/emulation/${name}.cu)
   atlas_add_kernels(${name} tests/emulation/${name}.cu)
   set_target_properties(${name} PROPERTIES ENABLE_EXPORTS ON) # symbols for traces

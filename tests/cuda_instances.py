@@ -7,10 +7,12 @@ for each group: emulated devices of capability 75 and 80, and float32 in tf32.
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,14 +29,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The shorter side decides the tile, 16 to 128; at 72 x 100 even f16's backward fits an sm_80.
 MATRICES = ((5, 20, 7), (3, 24, 40), (1, 64, 48), (1, 72, 100))
 LANES = (5, 12, 19)  # K: 8, 16 and 32 lanes a row
-# Compiled because the tables of tiles are regular; their matrices do not fit in sm_75's 64 KiB, and
-# from sm_80 on bf16 has tensor cores.
-NEVER_CHOSEN = {
-    "newton_schulz_kernel<FloatTile, 128, bf16>",
-    "newton_schulz_backward_kernel<FloatTile, 64, bf16>",
-}
-
-
+TF32_TOLERANCE = 3e-2
 # Capability and float32 precision.
 GROUPS = {"sm_75": (75, "highest"), "sm_80": (80, "highest"), "tf32": (80, "high")}
 
@@ -72,26 +67,120 @@ class Call:
         return {"out": out.detach(), **dict(zip(leaves, grads, strict=True))}
 
     def run_emulated(self, capability: int) -> dict[str, Tensor]:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(self.precision)
-        try:
-            with testing.emulated(order="random", capability=capability):
-                return self.run(self.inputs())
-        finally:
-            torch.set_float32_matmul_precision(before)
+        with on_device(capability, self.precision):
+            return self.run(self.inputs())
 
     def run_reference(self) -> dict[str, Tensor]:
         return self.run({k: v.double() for k, v in self.inputs().items()}, reference)
 
 
-def calls(group: str) -> Iterator[Call]:
-    """At 75 and in tf32 what runs there otherwise than elsewhere: Newton-Schulz."""
+# Cases of the registry by what they exercise: of omega_rule the dual form (the kernels' last
+# argument is false), then Newton-Schulz (true); features, deep memories and packed sequences.
+OMEGA_CASES = {
+    "omega_rule": ("ragged", "gated_features", "muon_tall", "gated_muon_chunk"),
+    "omega_rule_update": ("features", "mlp", "gated_muon"),
+}
+
+
+def typical(name: str, key: int, **options: Any) -> testing.Case:
+    """A chunk and two tokens of one head, at a size that models have: what the table shows."""
+    hidden, memory, degree = options.pop("F", 0), options.pop("memory"), options.get("degree")
+    features = math.comb(key + degree, degree) if degree else key
+
+    def build(generator: torch.Generator) -> testing.Inputs:
+        sizes = {"H": 1, "K": key, "V": key, "W": 16}
+        inputs = testing.omega_tensors(generator, (1, 66), theta=True, **sizes)
+        inputs["eta"] *= 0.02  # long chunks of correlated keys are stable at small steps only
+        inputs["weights"] = testing.memory_weights(
+            generator, 1, V=key, D=features, F=hidden, memory=memory
+        )
+        return inputs
+
+    muon = "ns_steps" in options
+    return testing.Case("omega_rule", name, "typical", build, options, orthogonalised=muon)
+
+
+TYPICAL = (
+    typical("typical", 64, memory="linear"),
+    typical("typical_muon", 16, memory="gated_mlp", F=64, degree=2, ns_steps=1, ns_every=64),
+)
+
+
+@dataclass(frozen=True)
+class OmegaCall:
+    """A case in one dtype; values, and gradients where the operator has a backward on CUDA."""
+
+    case: testing.Case
+    dtype: torch.dtype
+    precision: str = "highest"
+
+    @property
+    def id(self) -> str:
+        return f"{self.case.id}-{self.precision}-{str(self.dtype)[6:]}"
+
+    @property
+    def tolerance(self) -> float:
+        return TF32_TOLERANCE if self.precision == "high" else self.case.tolerance(self.dtype)
+
+    def _run(self, inputs: testing.Inputs, function: Any = None) -> dict[str, Tensor]:
+        names = self.case.differentiable(inputs)
+        inputs = testing.require_grad(inputs, names)
+        outputs = self.case.run(inputs, function)  # checkpoints are saved
+        found = {name: output.detach() for name, output in outputs.items()}
+        if not names or not testing.has_emulated_kernel(f"{self.case.op}_backward"):
+            return found
+        rounded = {name: output.to(self._held_in(name, output)) for name, output in found.items()}
+        grads = testing.gradients(outputs, inputs, names, testing.cotangents(rounded))
+        return found | {f"grad_{name}": grad for name, grad in grads.items()}
+
+    def _held_in(self, name: str, output: Tensor) -> torch.dtype:
+        if not output.is_floating_point():
+            return output.dtype
+        return self.dtype if name == "o" or name.endswith("_tail") else torch.float32
+
+    def run_emulated(self, capability: int) -> dict[str, Tensor]:
+        with on_device(capability, self.precision):
+            return self._run(self.case.inputs(self.dtype))
+
+    def run_reference(self) -> dict[str, Tensor]:
+        inputs = testing.wide_inputs(self.case.inputs(self.dtype))
+        return self._run(inputs, getattr(reference, self.case.op))
+
+
+@contextmanager
+def on_device(capability: int, precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with testing.emulated(order="random", capability=capability):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def calls(group: str) -> Iterator[Call | OmegaCall]:
+    """At 75 and in tf32 what runs there otherwise than elsewhere: products."""
+    precision = GROUPS[group][1]
     for dtype in DTYPES if group != "tf32" else DTYPES[:1]:
         for shape in MATRICES:
-            yield Call(dtype, shape, precision=GROUPS[group][1])
+            yield Call(dtype, shape, precision=precision)
         for degree in range(1, 5) if group == "sm_80" else ():
             for k in LANES:
                 yield Call(dtype, (5, k), degree)
+    yield from (OmegaCall(case, dtype, precision) for case, dtype in omega_cases(group))
+
+
+def omega_cases(group: str) -> Iterator[tuple[testing.Case, torch.dtype]]:
+    """float32 multiplies as it is below "high", bfloat16 in tf32 from sm_80 on."""
+    for op, names in OMEGA_CASES.items():
+        if not testing.has_emulated_kernel(op):
+            continue
+        for case in testing.cases(op):
+            for dtype in DTYPES[:2] if case.name in names and group == "sm_80" else DTYPES[:1]:
+                if case.name in names:
+                    yield case, dtype
+    for case in TYPICAL if group == "sm_80" else ():
+        yield from ((case, dtype) for dtype in DTYPES[:2])
 
 
 def record(directory: Path, group: str) -> int:
@@ -110,11 +199,15 @@ def launches(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "trace.jsonl").read_text().splitlines()]
 
 
+ARITHMETICS = ("simple", "tf32", "split_tf32")  # enum class Arithmetic (block.cuh)
+
+
 @lru_cache
 def short_name(mangled: str) -> str:
-    """`_ZN5atlas...` as `newton_schulz_kernel<FloatTile, 64, float>`."""
+    """`_ZN5atlas...` as `newton_schulz_kernel<FloatTile, 64, float>`, with names of enumerators."""
     found = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True)
     name = found.stdout.strip().removeprefix("void ").replace("atlas::kernels::cuda::", "")
+    name = re.sub(r"\(Arithmetic\)(\d)", lambda found: ARITHMETICS[int(found[1])], name)
     return re.sub(r"\(.*", "", name)
 
 

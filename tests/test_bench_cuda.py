@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 import atlas_ext
 from atlas_ext import testing
 from bench import cuda, run
+from bench.cuda_cases import OMEGA, OmegaCase, omega_case
 from bench.timing import DIRECTIONS
 
 SMALL = cuda.CudaCase("newton_schulz", (4, 16, 16))
@@ -63,3 +66,33 @@ def test_rates(monkeypatch, direction) -> None:
     assert found["bytes/s"] == pytest.approx(4 * 16 * 16 * 2 * (5 if both else 2) / 1e-4)
     text = cuda.row(SMALL, "bfloat16", direction, found)
     assert text[3:6] == ("100.0", "500.0", "5.00") and len(text) == len(cuda.HEADER)
+
+
+@pytest.mark.parametrize("name", OMEGA)
+def test_omega_cases_are_those_of_the_cpu(name) -> None:
+    case = omega_case(name)
+    sizes = case.case.inputs(64)
+    assert [w.shape[-2:] for w in sizes["weights"]] == [x[::-1] for x in case.rule.matrices]
+    found = sizes["q"].shape[-1], sizes["v"].shape[-1], sizes["gamma"].shape[-1]
+    assert found == (case.rule.K, case.rule.V, case.rule.W)
+    assert case.case.options.get("degree", 0) == case.rule.degree
+    assert case.case.options.get("ns_steps", 0) == case.rule.ns_steps
+    assert json.dumps(case.record())
+
+
+def test_omega_rule_is_checked_and_rated(monkeypatch) -> None:
+    if cuda.unavailable("emulated"):
+        pytest.skip("no emulated library")
+    case = omega_case("omega_rule linear, T2048")
+    errors = cuda.check(case, "bfloat16", "cpu")
+    wanted = ["output"]
+    if len(case.directions("emulated")) > 1:
+        wanted += [f"grad_{name}" for name in case.tensors(torch.bfloat16, "cpu", True)]
+    assert [name.partition("[")[0] for name in errors] == wanted
+    assert all(error <= allowed for error, allowed in errors.values()), errors
+    small = case.tensors(torch.float32, "cpu", checked=True)
+    monkeypatch.setattr(OmegaCase, "tensors", lambda *_: small)
+    found = cuda.measure(case, "float32 high", "forward", Ticks(), {"float32 high": 1e13}, rounds=1)
+    work = case.work("float32", True, False)
+    assert found["flop/s"] == pytest.approx(work.useful / 1e-4)
+    assert found["share"] == pytest.approx(work.useful / 1e9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,12 +47,12 @@ def test_newton_schulz_by_hand() -> None:
     assert plan.executed((MUON_A,)) == tall + square + tall
     # gram; Z, A Z twice; Z, Q Z; X Q
     assert plan.executed((MUON_A,) * 2) == tall + 5 * square + tall
-    assert plan.shared == 4 * 4 * (32 * 20 + 3 * 16 * 20)
+    assert plan.shared == 4 * 4 * (32 * 16 + 3 * 16 * 16)
     back = NewtonSchulz(20, 10, "bfloat16", 80, backward=True)
     assert back.arithmetic == "tf32"
     # One step recomputed; per step A, XᵀG, P A, A², G Z, X R.
     assert back.executed((MUON_A,) * 2) == 2 * tall + square + 2 * (4 * tall + 2 * square)
-    assert back.tape(2) == 2 * 2 * 32 * 20 * 4
+    assert back.tape(2) == 2 * 2 * 32 * 16 * 4
 
 
 def test_newton_schulz_floor() -> None:
@@ -107,8 +109,8 @@ def test_plans_are_the_launchers(plan, capability) -> None:
 def test_plan_refuses_what_it_does_not_know(plan) -> None:
     with pytest.raises(RuntimeError, match=r"cuda_plan: capability: wanted 75, .*, got 70"):
         plan("newton_schulz", "float32", (4, 4), False, 70)
-    with pytest.raises(RuntimeError, match=r"cuda_plan: op: wanted .*, got omega_rule"):
-        plan("omega_rule", "float32", (4, 4), False, 80)
+    with pytest.raises(RuntimeError, match=r"cuda_plan: op: wanted .*, got exp_omega_rule"):
+        plan("exp_omega_rule", "float32", (4, 4), False, 80)
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 10), (5, 16, 16), (2, 40, 70), (1, 130, 50)])
@@ -138,28 +140,50 @@ def test_executed_operations_are_those_of_the_kernel(shape, dtype) -> None:
         assert made == slots * mine.executed((MUON_A,) * 5), backward
 
 
-def test_bank_conflicts() -> None:
-    """Padding makes all accesses of tile.cuh free of conflicts but those named here."""
-    worse = {
-        (access.__name__, size): access(size + pad)
-        for access, (pad, best) in banks.ACCESSES.items()
-        for size in (16, 32, 64, 128)
-        if access(size + pad) > best
-    }
-    assert worse == EXPECTED_CONFLICTS
+@pytest.mark.parametrize(
+    ("rows", "dim", "degree", "wanted"),
+    [(200, 19, 2, 9), (10, 19, 2, 3), (200, 5, 4, 7), (100, 24, 4, 3), (30, 36, 4, 4)],
+)
+def test_blocks_of_the_backward(rows, dim, degree, wanted) -> None:
+    """By registers, rows, registers, shared memory, and where sums are in device memory."""
+    one = replace(DEVICES["a100"], multiprocessors=1)
+    assert poly_features(rows, dim, degree, "float32", one, backward=True).blocks == wanted
+    x = testing.normal(torch.Generator().manual_seed(0), rows, dim).float().requires_grad_()
+    try:
+        with testing.emulated(capability=80) as module:
+            module.set_device(80, multiprocessors=1)
+            output = atlas_ext.poly_features(x, degree)
+            before = module.counters()["blocks"]
+            output.sum().backward()
+            assert module.counters()["blocks"] - before == wanted
+    except ImportError as error:
+        pytest.skip(str(error))
 
 
-# Two lanes want different words of one bank; the padding that would free B is 8 (docs/cuda.md).
-EXPECTED_CONFLICTS = {
-    (name, size): passes
-    for name, passes in {
-        "tf32_load_a_transposed": 2,
-        "tf32_load_b": 2,
-        "tf32_store": 4,
-        "float_load_a": 2,
-    }.items()
-    for size in (16, 32, 64, 128)
-}
+def test_no_bank_conflicts() -> None:
+    for access, best in banks.ACCESSES.items():
+        for size in banks.SIZES:
+            assert access(banks.layouts(access)[0], size) == best, (access.__name__, size)
+
+
+@pytest.mark.parametrize("width", banks.SIZES)
+def test_float_layout_keeps_pieces_and_matrices(width) -> None:
+    """Sixteen bytes stay together for cp.async, and no two elements meet."""
+    for row in range(16):
+        for column in range(0, width, 4):
+            places = [banks.float_at(row, column + i, width) for i in range(4)]
+            assert places == list(range(places[0], places[0] + 4)) and places[0] % 4 == 0
+    whole = {banks.float_at(row, column, width) for row in range(16) for column in range(width)}
+    assert whole == set(range(16 * width))
+
+
+def test_passes_of_a_product() -> None:
+    """What docs/cuda.md says of block_product, for every leading dimension of 4 modulo 8."""
+    for leading in (12, 20, 28, 36, 68, 132, 260):
+        found = {name: banks.product_step(leading, *kind) for name, kind in banks.KINDS.items()}
+        assert found == {"A B": 20, "A B^T": 12, "A^T B": 24, "A^T B^T": 16}
+        assert banks.product_store(leading) == 2
+    assert banks.product_step(72, False, False) == 16 and banks.product_step(72, True, False) == 12
 
 
 def test_roofline_prints(capsys) -> None:

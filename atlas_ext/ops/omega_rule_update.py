@@ -55,7 +55,8 @@ def omega_rule_update(
             It holds a momentum exactly when log_theta is given. The number of its weights says
             which memory it is: 1 linear, 2 an MLP, 3 a gated MLP.
         state_indices: `[M]`, int32 or int64, the slot of each row, no slot twice; None: M = N, in
-            order.
+            order. On CUDA nothing waits for the device: a row whose slot is not in 0..N-1, or whose
+            position is negative, gets NaN and touches nothing, where the CPU raises.
 
     Returns:
         o: `[M, H, V]` in q's dtype, read after the write. Not differentiable.

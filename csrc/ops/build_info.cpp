@@ -20,7 +20,7 @@ std::string build_info() {
   // refuses for all others.
   text += "\ncuda_operators=";
 #ifdef USE_CUDA
-  text += "poly_features newton_schulz";
+  text += "poly_features newton_schulz omega_rule omega_rule_update";
   const int runtime = kernels::cuda::compiled_runtime_version();
   text += "\ncuda_runtime=" + std::to_string(runtime / 1000) + "." +
           std::to_string(runtime % 1000 / 10);

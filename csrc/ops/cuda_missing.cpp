@@ -15,7 +15,7 @@ constexpr const char* kAdvice =
     "with nvcc and a CUDA build of torch";
 #endif
 
-[[noreturn]] void refuse(const char* op) {
+[[noreturn, maybe_unused]] void refuse(const char* op) {
   throw std::runtime_error(std::string(op) + ": tensors: wanted CPU tensors, got CUDA tensors; " +
                            kAdvice);
 }
@@ -32,6 +32,6 @@ STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CUDA, library) {
   ATLAS_REFUSE(newton_schulz_backward);
   ATLAS_REFUSE(omega_rule);
   ATLAS_REFUSE(omega_rule_backward);
-#endif
   ATLAS_REFUSE(omega_rule_update);
+#endif
 }

@@ -37,24 +37,30 @@ inline kernels::cuda::OmegaResult omega_result(const CudaContext& cuda, const Te
   return {cuda.write(tensor, name), cuda_dtype("omega_rule", name, tensor)};
 }
 
+// What the kernels' 32-bit indices allow.
+inline void check_omega_limits(const char* op, const char* argument, const OmegaShape& shape,
+                               int64_t chunk) {
+  constexpr int64_t kMost = int64_t{1} << 30;  // kernels index what belongs to one head in 32 bits
+  const int64_t rows = chunk + shape.window, inputs = std::max(shape.features, shape.hidden) + 8,
+                outputs = std::max(shape.value, shape.hidden) + 8;
+  ATLAS_CHECK(shape.heads >= 1, op, argument, "H >= 1 on CUDA", std::to_string(shape.heads));
+  ATLAS_CHECK(
+      shape.key < 65535 && 3 * inputs * outputs < kMost &&
+          rows * (std::max(std::max(rows, shape.key), outputs) + 8) < kMost,
+      op, argument, "K < 65535, and matrices and chunks of fewer than 2^30 elements on CUDA",
+      "K = " + std::to_string(shape.key) + ", D = " + std::to_string(shape.features) +
+          ", V = " + std::to_string(shape.value) + ", F = " + std::to_string(shape.hidden) +
+          ", W = " + std::to_string(shape.window) + ", a chunk of " + std::to_string(chunk));
+}
+
 // The kernels' options. `tensors` keeps alive what they point to.
 inline kernels::cuda::OmegaOptions omega_options(const CudaContext& cuda, const char* op,
                                                  const OmegaShape& shape,
                                                  const OmegaRuleOptions& given, bool momentum,
                                                  const MaybeTensor& feature_scales,
                                                  const MaybeTensor& ns_table, Tensors& tensors) {
-  constexpr int64_t kMost = int64_t{1} << 30;  // kernels index what belongs to one head in 32 bits
-  const int64_t chunk = std::max<int64_t>(1, std::min(given.chunk_size, shape.tokens)),
-                rows = chunk + shape.window, inputs = std::max(shape.features, shape.hidden) + 8,
-                outputs = std::max(shape.value, shape.hidden) + 8;
-  ATLAS_CHECK(shape.heads >= 1, op, "q", "H >= 1 on CUDA", std::to_string(shape.heads));
-  ATLAS_CHECK(shape.key < 65535 && 3 * inputs * outputs < kMost &&
-                  rows * (std::max(std::max(rows, shape.key), outputs) + 8) < kMost,
-              op, "q", "K < 65535, and matrices and chunks of fewer than 2^30 elements on CUDA",
-              "K = " + std::to_string(shape.key) + ", D = " + std::to_string(shape.features) +
-                  ", V = " + std::to_string(shape.value) + ", F = " + std::to_string(shape.hidden) +
-                  ", W = " + std::to_string(shape.window) + ", a chunk of " +
-                  std::to_string(chunk));
+  const int64_t chunk = std::max<int64_t>(1, std::min(given.chunk_size, shape.tokens));
+  check_omega_limits(op, "q", shape, chunk);
   kernels::cuda::OmegaOptions options{};
   options.heads = static_cast<int>(shape.heads);
   options.key = static_cast<int>(shape.key);

@@ -1,3 +1,5 @@
+#include "ops/omega_rule_update.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include "kernels/cpu/omega_update.h"
@@ -10,33 +12,21 @@ namespace cpu = kernels::cpu;
 
 constexpr const char* kOp = "omega_rule_update";
 
-cpu::StridedState state_view(const char* name, const Tensor& tensor) {
-  const int64_t last = tensor.dim() - 1;
-  ATLAS_CHECK(tensor.numel() == 0 || tensor.size(last) == 1 || tensor.stride(last) == 1, kOp,
-              std::string("state.") + name, "stride 1 along the last dimension",
-              "stride " + std::to_string(tensor.stride(last)));
+cpu::StridedState state_view(const Tensor& tensor) {
   cpu::StridedState view;
   view.array = mutable_array(tensor);
   view.present = true;
-  for (int64_t i = 0; i <= last; ++i) view.stride[i] = tensor.stride(i);
+  for (int64_t i = 0; i < tensor.dim(); ++i) view.stride[i] = tensor.stride(i);
   return view;
 }
 
 // The slot of every row: in order without indices, else checked to lie in [0, N) and to occur once.
-std::vector<int64_t> slots_of(const MaybeTensor& indices, int64_t rows, int64_t sequences,
-                              const Tensor& q) {
+std::vector<int64_t> slots_of(const MaybeTensor& indices, int64_t rows, int64_t sequences) {
   std::vector<int64_t> slots(rows);
   if (!indices) {
-    ATLAS_CHECK(rows == sequences, kOp, "q", "[M, H, K] with M = N = " + std::to_string(sequences),
-                describe(q));
     for (int64_t m = 0; m < rows; ++m) slots[m] = m;
     return slots;
   }
-  check_device(kOp, "state_indices", *indices, q);
-  ATLAS_CHECK(
-      indices->scalar_type() == ScalarType::Long || indices->scalar_type() == ScalarType::Int, kOp,
-      "state_indices", "int32 or int64 [M]", describe(*indices));
-  check_shape(kOp, "state_indices", *indices, {rows}, "[M]");
   const Tensor wide = torch::stable::contiguous(torch::stable::to(*indices, ScalarType::Long));
   std::vector<bool> taken(sequences, false);
   for (int64_t m = 0; m < rows; ++m) {
@@ -66,25 +56,10 @@ Tensor omega_rule_update_cpu(
     int64_t chunk_size, [[maybe_unused]] bool allow_tf32) {
   const OmegaRuleOptions given{objective,   activation, residual, degree,    ns_steps,
                                ns_schedule, ns_scale,   ns_every, chunk_size};
-  check_tokens(kOp, "M, H", q, k, v, gamma, eta, log_alpha, log_theta);
-  check_options(kOp, given, ns_table, feature_scales, q, v);
-  ATLAS_CHECK(position.dim() == 1, kOp, "state.position", "int64 [N]", describe(position));
-  OmegaShape shape{1,
-                   q.size(0),
-                   q.size(1),
-                   q.size(2),
-                   v.size(2),
-                   features_of(q.size(2), degree),
-                   gamma.size(2),
-                   position.size(0)};
-  set_memory(shape, kOp, "state.weights", weights);
-  check_memory(kOp, "state.weights", weights, q, shape, true);
-  check_state(kOp, "state.", momentum, chunk_weights, k_tail, v_tail, position, q, shape);
-  ATLAS_CHECK(
-      momentum.empty() == !log_theta, kOp, "log_theta",
-      momentum.empty() ? "None: the state has no momentum" : "a tensor: the state has a momentum",
-      log_theta ? describe(*log_theta) : "None");
-  const std::vector<int64_t> slots = slots_of(state_indices, shape.tokens, shape.sequences, q);
+  const OmegaShape shape = check_omega_rule_update(
+      kOp, q, k, v, gamma, eta, log_alpha, log_theta, weights, momentum, chunk_weights, k_tail,
+      v_tail, position, state_indices, feature_scales, ns_table, given);
+  const std::vector<int64_t> slots = slots_of(state_indices, shape.tokens, shape.sequences);
   std::vector<int64_t> positions(shape.tokens);
   int64_t* const counter = position.mutable_data_ptr<int64_t>();
   for (int64_t m = 0; m < shape.tokens; ++m) {
@@ -106,12 +81,12 @@ Tensor omega_rule_update_cpu(
   args.log_alpha = strided(log_alpha);
   args.log_theta = strided(log_theta);
   for (size_t l = 0; l < weights.size(); ++l) {
-    args.weights[l] = state_view("weights", weights[l]);
-    if (log_theta) args.momentum[l] = state_view("momentum", momentum[l]);
-    args.chunk_weights[l] = state_view("chunk_weights", chunk_weights[l]);
+    args.weights[l] = state_view(weights[l]);
+    if (log_theta) args.momentum[l] = state_view(momentum[l]);
+    args.chunk_weights[l] = state_view(chunk_weights[l]);
   }
-  args.k_tail = state_view("k_tail", k_tail);
-  args.v_tail = state_view("v_tail", v_tail);
+  args.k_tail = state_view(k_tail);
+  args.v_tail = state_view(v_tail);
   args.slots = slots.data();
   args.positions = positions.data();
   args.o = mutable_array(o);

@@ -6,9 +6,11 @@
 
 #include "kernels/cuda/capabilities.h"
 #include "kernels/cuda/newton_schulz.h"
+#include "kernels/cuda/omega_rule.h"
 #include "kernels/cuda/poly_features.h"
 #include "ops/check.h"
 #include "ops/cuda_context.h"
+#include "ops/omega_rule_cuda.h"
 
 namespace atlas::ops {
 namespace {
@@ -36,7 +38,79 @@ std::string describe(const cuda_kernels::PolyFeaturesPlan& plan) {
          resources(plan.threads, plan.shared_bytes);
 }
 
-// sizes: m, n of newton_schulz; K, degree of poly_features.
+std::string describe(const cuda_kernels::OmegaPlan& plan, const cuda_kernels::OmegaOptions& o,
+                     cuda_kernels::OmegaPass pass) {
+  const bool muon = o.schedule.steps > 0,
+             both = o.momentum || (muon && pass == cuda_kernels::OmegaPass::forward);
+  if (pass == cuda_kernels::OmegaPass::update) {
+    const std::string place =
+        plan.scratch_bytes > 0 ? ", " + kibibytes(plan.scratch_bytes) + " scratch" : "";
+    return std::string("state in place, ") +
+           (muon && plan.tensor_cores ? "split tf32 tensor cores for Newton-Schulz, "
+                                      : "float multiply-adds, ") +
+           resources(plan.threads, plan.shared_bytes) + place;
+  }
+  std::string text = muon ? "Newton-Schulz form: " : "dual form: ";
+  text += !plan.tensor_cores ? "float multiply-adds, "
+          : muon             ? "split tf32 tensor cores, "
+                             : "tf32 tensor cores, ";
+  if (pass == cuda_kernels::OmegaPass::backward) text += "gradients of ";
+  text += both ? "weights and momentum " : "weights ";
+  text += plan.state_on_chip ? "on chip, " : "in device memory, ";
+  text += resources(plan.threads, plan.shared_bytes);
+  if (plan.scratch_bytes > 0) text += ", " + kibibytes(plan.scratch_bytes) + " scratch";
+  return text;
+}
+
+struct OmegaOperator {
+  const char* name;
+  cuda_kernels::OmegaPass pass;
+};
+
+constexpr OmegaOperator kOmegaOperators[] = {
+    {"omega_rule", cuda_kernels::OmegaPass::forward},
+    {"omega_rule_backward", cuda_kernels::OmegaPass::backward},
+    {"omega_rule_update", cuda_kernels::OmegaPass::update},
+};
+
+// Of one head; F = 0 belongs to a linear memory, degree 0 to keys as they are.
+cuda_kernels::OmegaOptions omega_plan_options(const char* name, const std::vector<int64_t>& sizes) {
+  constexpr const char* kSizes = "K, V, F, W, C, degree, matrices, momentum, ns_steps, ns_every";
+  std::string got;
+  for (const int64_t size : sizes) got += (got.empty() ? "" : ", ") + std::to_string(size);
+  ATLAS_CHECK(sizes.size() == 10, name, "sizes", kSizes, got);
+  const int64_t degree = sizes[5], matrices = sizes[6], momentum = sizes[7], steps = sizes[8];
+  bool valid = sizes[0] > 0 && sizes[1] > 0 && sizes[3] > 0 && sizes[4] > 0 && sizes[9] > 0 &&
+               degree >= 0 && degree <= 4 && matrices >= 1 && matrices <= 3 && steps >= 0 &&
+               (momentum == 0 || momentum == 1) && (sizes[2] > 0) == (matrices > 1);
+  for (const int64_t size : sizes) valid = valid && size < 65535;
+  ATLAS_CHECK(valid, name, "sizes",
+              std::string(kSizes) +
+                  " with K, V, W, C, ns_every >= 1, F >= 1 where matrices is 2 or 3 and 0 "
+                  "where it is 1, degree 0 to 4, momentum 0 or 1, all < 65535",
+              got);
+  OmegaShape shape{1, sizes[4], 1, sizes[0], sizes[1], features_of(sizes[0], degree), sizes[3], 1};
+  shape.hidden = sizes[2];
+  shape.matrices = matrices;
+  check_omega_limits(name, "sizes", shape, sizes[4]);
+  cuda_kernels::OmegaOptions o{};
+  o.heads = 1;
+  o.key = static_cast<int>(shape.key);
+  o.value = static_cast<int>(shape.value);
+  o.features = static_cast<int>(shape.features);
+  o.hidden = static_cast<int>(shape.hidden);
+  o.window = static_cast<int>(shape.window);
+  o.matrices = static_cast<int>(matrices);
+  o.chunk = static_cast<int>(sizes[4]);
+  o.chunk_size = sizes[4];
+  o.ns_every = sizes[9];
+  o.degree = static_cast<int>(degree);
+  o.momentum = momentum == 1;
+  o.schedule.steps = static_cast<int>(steps);
+  return o;
+}
+
+// sizes: m, n of newton_schulz; K, degree of poly_features; those of omega_plan_options.
 std::string cuda_plan(std::string op, std::string dtype, std::vector<int64_t> sizes,
                       bool allow_tf32, int64_t capability) {
   const char* name = "cuda_plan";
@@ -44,19 +118,29 @@ std::string cuda_plan(std::string op, std::string dtype, std::vector<int64_t> si
   int type = 0;
   while (type < 3 && dtype != kDtypes[type]) ++type;
   ATLAS_CHECK(type < 3, name, "dtype", "float32, bfloat16 or float16", dtype);
-  ATLAS_CHECK(sizes.size() == 2 && sizes[0] > 0 && sizes[1] > 0, name, "sizes",
-              "two positive sizes", std::to_string(sizes.size()));
   const int device = static_cast<int>(capability);
   ATLAS_CHECK(cuda_kernels::shared_kibibytes(device) > 0, name, "capability",
               "75, 80, 86, 87, 89, 90, 100 or 120", std::to_string(capability));
+  for (const OmegaOperator& omega : kOmegaOperators) {
+    if (op != omega.name) continue;
+    cuda_kernels::OmegaOptions options = omega_plan_options(name, sizes);
+    if (omega.pass == cuda_kernels::OmegaPass::update) options.chunk = 1;
+    return describe(
+        cuda_kernels::omega_rule_plan(omega.pass, options, static_cast<cuda_kernels::Dtype>(type),
+                                      allow_tf32, 1, device, 1),
+        options, omega.pass);
+  }
+  const bool schulz = op == "newton_schulz" || op == "newton_schulz_backward";
+  ATLAS_CHECK(schulz || op == "poly_features" || op == "poly_features_backward", name, "op",
+              "an operator with CUDA kernels", op);
+  ATLAS_CHECK(sizes.size() == 2 && sizes[0] > 0 && sizes[1] > 0, name, "sizes",
+              "two positive sizes", std::to_string(sizes.size()));
   const int first = static_cast<int>(sizes[0]), second = static_cast<int>(sizes[1]);
-  if (op.rfind("poly_features", 0) == 0) {
+  if (!schulz) {
     const auto plan = cuda_kernels::poly_features_backward_plan(first, second, device);
     return op == "poly_features" ? "16-byte pieces, " + std::to_string(plan.threads) + " threads"
                                  : describe(plan);
   }
-  ATLAS_CHECK(op == "newton_schulz" || op == "newton_schulz_backward", name, "op",
-              "an operator with CUDA kernels", op);
   return describe(cuda_kernels::newton_schulz_plan(static_cast<cuda_kernels::Dtype>(type), first,
                                                    second, allow_tf32, op != "newton_schulz",
                                                    device));

@@ -71,60 +71,97 @@ enum class Arithmetic { simple, tf32, split_tf32 };
 template <Arithmetic kArithmetic>
 constexpr int kArithmeticCapability = kArithmetic == Arithmetic::simple ? 75 : 80;
 
-// A warp's 16 x 32 results of a product.
+// A warp's 16 x 32 or 32 x 32 results of a product.
 constexpr int kTileRows = 16, kTileColumns = 32;
 
-// One warp's tile as tensor cores hold it: four m16n8 results side by side. The pointers are the
-// lane's first elements; lanes beyond the matrix point into it, and their results are not stored.
-template <bool kSplit>
-struct Tf32ProductTile {
-  float sums[4][4] = {};
-  const float *a0, *a1, *b[4];
-  int depth_lane;
+// Which neighbours in memory a view has: elements of a row, of a column, or neither. Known strides
+// of one save an instruction a load.
+enum class Unit { column, row, none };
 
-  __device__ __forceinline__ Tf32ProductTile(const View& a, const View& b_view, int first_row,
-                                             int first_column, int m, int n) {
-    const int g = lane_id() / 4;
-    depth_lane = lane_id() % 4;
-    a0 = a.at + min(first_row + g, m - 1) * a.row;
-    a1 = a.at + min(first_row + g + 8, m - 1) * a.row;
+template <Unit kUnit>
+__device__ __forceinline__ int row_stride(const View& view) {
+  return kUnit == Unit::row ? 1 : view.row;
+}
+template <Unit kUnit>
+__device__ __forceinline__ int column_stride(const View& view) {
+  return kUnit == Unit::column ? 1 : view.column;
+}
+
+// One operand's lanes: element 0 of `kCount` lines kStep apart, each going on along the depth.
+// kInside: all lines are in the matrix, else those beyond it point to its last one (their results
+// are not stored).
+template <int kCount, int kStep, bool kInside>
+struct ProductLines {
+  const float* first[kInside ? 1 : kCount];
+  int line_stride, depth_stride;
+
+  // `line`: the lane's first one; `depth`: its first element of it; `count`: lines of the matrix.
+  __device__ __forceinline__ ProductLines(const float* at, int line_stride, int depth_stride,
+                                          int line, int depth, int count)
+      : line_stride(line_stride), depth_stride(depth_stride) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-      b[j] = b_view.at + min(first_column + 8 * j + g, n - 1) * b_view.column;
+    for (int i = 0; i < (kInside ? 1 : kCount); ++i)
+      first[i] = at + (kInside ? line : min(line + kStep * i, count - 1)) * line_stride +
+                 depth * depth_stride;
   }
 
-  // The eight of depth from k; those from `depth` on count as zero.
+  __device__ __forceinline__ float at(int line, int depth) const {
+    return kInside ? first[0][line * kStep * line_stride + depth * depth_stride]
+                   : first[line][depth * depth_stride];
+  }
+
+  __device__ __forceinline__ void advance(int depth) {
+#pragma unroll
+    for (int i = 0; i < (kInside ? 1 : kCount); ++i) first[i] += depth * depth_stride;
+  }
+};
+
+// One warp's tile as tensor cores hold it: kBands times four m16n8 results.
+template <bool kSplit, int kBands, Unit kA, Unit kB, bool kInside>
+struct Tf32ProductTile {
+  static constexpr int kDepth = 8, kUnroll = 1;
+  float sums[kBands][4][4] = {};
+  ProductLines<2 * kBands, 8, kInside> a;
+  ProductLines<4, 8, kInside> b;
+
+  __device__ __forceinline__ Tf32ProductTile(const View& a_view, const View& b_view, int first_row,
+                                             int first_column, int m, int n)
+      : a(a_view.at, row_stride<kA>(a_view), column_stride<kA>(a_view), first_row + lane_id() / 4,
+          lane_id() % 4, m),
+        b(b_view.at, column_stride<kB>(b_view), row_stride<kB>(b_view),
+          first_column + lane_id() / 4, lane_id() % 4, n) {}
+
+  // The next eight of depth, from k on; those from `depth` on count as zero.
   template <bool kWhole>
-  __device__ __forceinline__ void step(const View& a, const View& b_view, const float* factor,
-                                       int k, int depth) {
-    const int near = k + depth_lane, far = near + 4;
-    const bool has_near = kWhole || near < depth, has_far = kWhole || far < depth;
-    float left[4] = {}, right[4][2] = {};
-    const float near_factor = factor != nullptr && has_near ? factor[near] : 1.0f;
-    const float far_factor = factor != nullptr && has_far ? factor[far] : 1.0f;
-    if (has_near) {
-      left[0] = a0[near * a.column];
-      left[1] = a1[near * a.column];
+  __device__ __forceinline__ void step(const float* factor, int k, int depth) {
+    float left[kBands][4] = {}, right[4][2] = {};
 #pragma unroll
-      for (int j = 0; j < 4; ++j) right[j][0] = b[j][near * b_view.row] * near_factor;
-    }
-    if (has_far) {
-      left[2] = a0[far * a.column];
-      left[3] = a1[far * a.column];
+    for (int half = 0; half < 2; ++half) {
+      const int at = k + lane_id() % 4 + 4 * half;
+      if (!kWhole && at >= depth) continue;
+      const float by = factor != nullptr ? factor[at] : 1.0f;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) right[j][1] = b[j][far * b_view.row] * far_factor;
+      for (int i = 0; i < 2 * kBands; ++i) left[i / 2][2 * half + i % 2] = a.at(i, 4 * half);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) right[j][half] = b.at(j, 4 * half) * by;
     }
-    uint32_t high[4], low[4];
-    split(high, low, left);
+    a.advance(8);
+    b.advance(8);
+    uint32_t high[kBands][4], low[kBands][4];
+#pragma unroll
+    for (int band = 0; band < kBands; ++band) split(high[band], low[band], left[band]);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       uint32_t b_high[2], b_low[2];
       split(b_high, b_low, right[j]);
-      if constexpr (kSplit) {
-        mma_tf32_16x8x8(sums[j], low, b_high);
-        mma_tf32_16x8x8(sums[j], high, b_low);
+#pragma unroll
+      for (int band = 0; band < kBands; ++band) {
+        if constexpr (kSplit) {
+          mma_tf32_16x8x8(sums[band][j], low[band], b_high);
+          mma_tf32_16x8x8(sums[band][j], high[band], b_low);
+        }
+        mma_tf32_16x8x8(sums[band][j], high[band], b_high);
       }
-      mma_tf32_16x8x8(sums[j], high, b_high);
     }
   }
 
@@ -138,48 +175,49 @@ struct Tf32ProductTile {
     }
   }
 
-  static constexpr int kDepth = 8;
-
   template <class Use>
   __device__ __forceinline__ void visit(const Use& use) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
+    for (int band = 0; band < kBands; ++band)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        use(lane_id() / 4 + i / 2 * 8, 8 * j + lane_id() % 4 * 2 + i % 2, sums[j][i]);
+      for (int j = 0; j < 4; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          use(lane_id() / 4 + 16 * band + i / 2 * 8, 8 * j + lane_id() % 4 * 2 + i % 2,
+              sums[band][j][i]);
   }
 };
 
 // A lane has four rows four apart, and of the 32 columns four eight apart.
+template <Unit kA, Unit kB, bool kInside>
 struct SimpleProductTile {
+  static constexpr int kDepth = 1, kUnroll = 2;
   float sums[4][4] = {};
-  const float *a[4], *b[4];
+  ProductLines<4, 4, kInside> a;
+  ProductLines<4, 8, kInside> b;
 
   __device__ __forceinline__ SimpleProductTile(const View& a_view, const View& b_view,
-                                               int first_row, int first_column, int m, int n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      a[i] = a_view.at + min(first_row + lane_id() / 8 + 4 * i, m - 1) * a_view.row;
-      b[i] = b_view.at + min(first_column + lane_id() % 8 + 8 * i, n - 1) * b_view.column;
-    }
-  }
+                                               int first_row, int first_column, int m, int n)
+      : a(a_view.at, row_stride<kA>(a_view), column_stride<kA>(a_view), first_row + lane_id() / 8,
+          0, m),
+        b(b_view.at, column_stride<kB>(b_view), row_stride<kB>(b_view),
+          first_column + lane_id() % 8, 0, n) {}
 
   template <bool kWhole>
-  __device__ __forceinline__ void step(const View& a_view, const View& b_view, const float* factor,
-                                       int k, int) {
+  __device__ __forceinline__ void step(const float* factor, int k, int) {
     float left[4];
     const float by = factor != nullptr ? factor[k] : 1.0f;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) left[i] = a[i][k * a_view.column] * by;
+    for (int i = 0; i < 4; ++i) left[i] = a.at(i, 0) * by;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float right = b[j][k * b_view.row];
+      const float right = b.at(j, 0);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[i][j] += left[i] * right;
     }
+    a.advance(1);
+    b.advance(1);
   }
-
-  static constexpr int kDepth = 1;
 
   template <class Use>
   __device__ __forceinline__ void visit(const Use& use) {
@@ -190,35 +228,97 @@ struct SimpleProductTile {
   }
 };
 
+template <Arithmetic kArithmetic, int kBands, Unit kA, Unit kB, bool kInside>
+using ProductTile = std::conditional_t<
+    kArithmetic == Arithmetic::simple, SimpleProductTile<kA, kB, kInside>,
+    Tf32ProductTile<kArithmetic == Arithmetic::split_tf32, kBands, kA, kB, kInside>>;
+
+// Operands and result of a product, as block_product has them.
+struct ProductTask {
+  View a, b;
+  const float *depth_factor, *row_factor;
+  float* c;
+  int ld, m, n, depth;
+  float alpha, beta;
+};
+
+template <class Tile, bool kInside>
+__device__ __forceinline__ void product_tile(const ProductTask& task, int first_row,
+                                             int first_column) {
+  Tile tile(task.a, task.b, first_row, first_column, task.m, task.n);
+  int k = 0;
+#pragma unroll Tile::kUnroll
+  for (; k + Tile::kDepth <= task.depth; k += Tile::kDepth)
+    tile.template step<true>(task.depth_factor, k, task.depth);
+  if (k < task.depth) tile.template step<false>(task.depth_factor, k, task.depth);
+  tile.visit([&](int i, int j, float sum) {
+    i += first_row;
+    j += first_column;
+    if (!kInside && (i >= task.m || j >= task.n)) return;
+    float* const at = task.c + i * task.ld + j;
+    float value = task.alpha * sum;
+    if (task.row_factor != nullptr) value *= task.row_factor[i];
+    if (task.beta != 0) value += task.beta * *at;
+    *at = value;
+  });
+}
+
+// Tiles of kBands * 16 rows, dealt to the warps in turn.
+template <Arithmetic kArithmetic, int kBands, Unit kA, Unit kB>
+__device__ __forceinline__ void product_tiles(const ProductTask& task) {
+  constexpr int kRows = kBands * kTileRows;
+  const unsigned across = static_cast<unsigned>(task.n + kTileColumns - 1) / kTileColumns,
+                 down = static_cast<unsigned>(task.m + kRows - 1) / kRows;
+  for (unsigned tile = threadIdx.x / kWarp; tile < across * down; tile += blockDim.x / kWarp) {
+    const int row = static_cast<int>(tile / across) * kRows,
+              column = static_cast<int>(tile % across) * kTileColumns;
+    if (row + kRows <= task.m && column + kTileColumns <= task.n)
+      product_tile<ProductTile<kArithmetic, kBands, kA, kB, true>, true>(task, row, column);
+    else
+      product_tile<ProductTile<kArithmetic, kBands, kA, kB, false>, false>(task, row, column);
+  }
+}
+
+// Whether tiles of two bands finish sooner: one takes 5/4 of the instructions of a tile of one
+// band.
+__host__ __device__ __forceinline__ bool two_bands_pay(int m, int n, int warps) {
+  const unsigned across = static_cast<unsigned>(n + kTileColumns - 1) / kTileColumns,
+                 w = static_cast<unsigned>(warps),
+                 one = (static_cast<unsigned>(m + kTileRows - 1) / kTileRows * across + w - 1) / w,
+                 two = (static_cast<unsigned>(m + 2 * kTileRows - 1) / (2 * kTileRows) * across +
+                        w - 1) /
+                       w;
+  return 5 * two < 4 * one;
+}
+
+template <Arithmetic kArithmetic, Unit kA, Unit kB>
+__device__ __forceinline__ void product_of(const ProductTask& task) {
+  // Two bands of split operands would not fit in registers.
+  if constexpr (kArithmetic == Arithmetic::tf32)
+    if (two_bands_pay(task.m, task.n, block_threads() / kWarp))
+      return product_tiles<kArithmetic, 2, kA, kB>(task);
+  product_tiles<kArithmetic, 1, kA, kB>(task);
+}
+
 // c [m, n] = beta c + alpha row_factor_i sum_k a_ik depth_factor_k b_kj; a factor that is null is
-// 1, and with beta = 0 c is not read. c is none of the operands.
+// 1, and with beta = 0 c is not read. c is none of the operands, and a has a stride of one.
 template <Arithmetic kArithmetic>
 __device__ ATLAS_SHARED_CODE void block_product(View a, View b, const float* depth_factor,
                                                 const float* row_factor, float* c, int ld, int m,
                                                 int n, int depth, float alpha, float beta) {
-  using Tile = std::conditional_t<kArithmetic == Arithmetic::simple, SimpleProductTile,
-                                  Tf32ProductTile<kArithmetic == Arithmetic::split_tf32>>;
-  const int across = (n + kTileColumns - 1) / kTileColumns,
-            tiles = (m + kTileRows - 1) / kTileRows * across;
-  for (int tile = thread_id() / kWarp; tile < tiles; tile += block_threads() / kWarp) {
-    const int first_row = static_cast<int>(static_cast<unsigned>(tile) / across) * kTileRows,
-              first_column = static_cast<int>(static_cast<unsigned>(tile) % across) * kTileColumns;
-    Tile work(a, b, first_row, first_column, m, n);
-    int k = 0;
-#pragma unroll 1
-    for (; k + Tile::kDepth <= depth; k += Tile::kDepth)
-      work.template step<true>(a, b, depth_factor, k, depth);
-    if (k < depth) work.template step<false>(a, b, depth_factor, k, depth);
-    work.visit([&](int i, int j, float sum) {
-      i += first_row;
-      j += first_column;
-      if (i >= m || j >= n) return;
-      float* const at = c + i * ld + j;
-      float value = alpha * sum;
-      if (row_factor != nullptr) value *= row_factor[i];
-      if (beta != 0) value += beta * *at;
-      *at = value;
-    });
+  const ProductTask task{a, b, depth_factor, row_factor, c, ld, m, n, depth, alpha, beta};
+  if (a.column == 1) {
+    if (b.column == 1)
+      product_of<kArithmetic, Unit::column, Unit::column>(task);
+    else if (b.row == 1)
+      product_of<kArithmetic, Unit::column, Unit::row>(task);
+    else
+      product_of<kArithmetic, Unit::column, Unit::none>(task);
+  } else {
+    if (b.column == 1)
+      product_of<kArithmetic, Unit::row, Unit::column>(task);
+    else
+      product_of<kArithmetic, Unit::row, Unit::none>(task);
   }
   __syncthreads();
 }

@@ -8,10 +8,26 @@
 namespace atlas::kernels::cuda {
 namespace {
 
-// A float matrix of side 128 with all that the backward holds fits in no device's shared memory.
-template <class Tile>
-constexpr int largest_side(bool backward) {
-  return backward && sizeof(typename Tile::Element) == 4 ? 64 : 128;
+template <class Traits>
+constexpr int64_t shared_bytes(const NewtonSchulzShape& shape, bool backward) {
+  return Traits::kMatrices * static_cast<int64_t>(sizeof(typename Traits::Element)) *
+         (backward ? backward_elements<Traits>(shape) : forward_elements<Traits>(shape));
+}
+
+constexpr bool fits(int64_t shared_bytes, int limit) {
+  constexpr int kStatic = 1 << 10;
+  return shared_bytes + kStatic <= limit;
+}
+
+// Whether the smallest matrix of an instance fits on some device that chooses it; instances that
+// none fits are not compiled. Of bf16, sm_75 alone takes float multiply-adds.
+template <class Traits, class T>
+constexpr bool fits_somewhere(bool backward) {
+  constexpr bool kOldest =
+      std::is_same_v<typename Traits::Tile, FloatTile> && std::is_same_v<T, bf16>;
+  constexpr int kShorter = Traits::kSize == 16 ? 1 : Traits::kSize / 2 + 1;
+  return fits(shared_bytes<Traits>(NewtonSchulzShape(kShorter, kShorter), backward),
+              shared_kibibytes(kOldest ? 75 : 90) << 10);
 }
 
 // Which arithmetic a call takes. Below sm_80 tensor cores know f16 alone. The backward of bf16
@@ -26,14 +42,20 @@ Arithmetic arithmetic(Dtype dtype, bool allow_tf32, bool backward, int capabilit
   return allow_tf32 ? Arithmetic::tf32 : Arithmetic::simple;
 }
 
-// Calls use(Traits) for the smallest kSize that holds the shorter side; `none` if there is none.
-template <bool kBackward, class Tile, class Use, class None>
+// Calls use(T(), Traits()) for the smallest kSize that holds the shorter side; `none` if there is
+// no such instance.
+template <bool kBackward, class Tile, class T, class Use, class None>
 None with_size(int shorter, const Use& use, None none) {
-  if (shorter <= 16) return use(NewtonSchulzTraits<Tile, 16>());
-  if (shorter <= 32) return use(NewtonSchulzTraits<Tile, 32>());
-  if (shorter <= 64) return use(NewtonSchulzTraits<Tile, 64>());
-  if constexpr (largest_side<Tile>(kBackward) == 128)
-    if (shorter <= 128) return use(NewtonSchulzTraits<Tile, 128>());
+  const auto with = [&](auto traits) -> None {
+    if constexpr (fits_somewhere<decltype(traits), T>(kBackward))
+      return use(T(), traits);
+    else
+      return none;
+  };
+  if (shorter <= 16) return with(NewtonSchulzTraits<Tile, 16>());
+  if (shorter <= 32) return with(NewtonSchulzTraits<Tile, 32>());
+  if (shorter <= 64) return with(NewtonSchulzTraits<Tile, 64>());
+  if (shorter <= 128) return with(NewtonSchulzTraits<Tile, 128>());
   return none;
 }
 
@@ -43,27 +65,17 @@ None with_instance(Dtype dtype, bool allow_tf32, int m, int n, int capability, c
                    None none) {
   const Arithmetic kind = arithmetic(dtype, allow_tf32, kBackward, capability);
   const int shorter = m < n ? m : n;
-  const auto with_bf16 = [&](auto traits) { return use(bf16(), traits); };
-  const auto with_float = [&](auto traits) { return use(float(), traits); };
-  if (dtype == Dtype::f16)
-    return with_size<kBackward, HalfTile<f16>>(
-        shorter, [&](auto traits) { return use(f16(), traits); }, none);
+  if (dtype == Dtype::f16) return with_size<kBackward, HalfTile<f16>, f16>(shorter, use, none);
   if constexpr (!kBackward)
     if (kind == Arithmetic::half)
-      return with_size<kBackward, HalfTile<bf16>>(shorter, with_bf16, none);
+      return with_size<kBackward, HalfTile<bf16>, bf16>(shorter, use, none);
   if (kind == Arithmetic::tf32) {
     if constexpr (kBackward)
-      if (dtype == Dtype::bf16) return with_size<kBackward, Tf32Tile>(shorter, with_bf16, none);
-    return with_size<kBackward, Tf32Tile>(shorter, with_float, none);
+      if (dtype == Dtype::bf16) return with_size<kBackward, Tf32Tile, bf16>(shorter, use, none);
+    return with_size<kBackward, Tf32Tile, float>(shorter, use, none);
   }
-  return dtype == Dtype::bf16 ? with_size<kBackward, FloatTile>(shorter, with_bf16, none)
-                              : with_size<kBackward, FloatTile>(shorter, with_float, none);
-}
-
-template <class Traits>
-int64_t shared_bytes(const NewtonSchulzShape& shape, bool backward) {
-  return Traits::kMatrices * static_cast<int64_t>(sizeof(typename Traits::Element)) *
-         (backward ? backward_elements<Traits>(shape) : forward_elements<Traits>(shape));
+  return dtype == Dtype::bf16 ? with_size<kBackward, FloatTile, bf16>(shorter, use, none)
+                              : with_size<kBackward, FloatTile, float>(shorter, use, none);
 }
 
 template <class Traits>
@@ -85,7 +97,6 @@ NewtonSchulzPlan plan(Dtype dtype, int m, int n, bool allow_tf32, int capability
   const auto describe = [&](auto, auto traits) {
     using Traits = decltype(traits);
     using Tile = typename Traits::Tile;
-    constexpr int64_t kStatic = 1 << 10;
     NewtonSchulzPlan found{};
     found.arithmetic = std::is_same_v<Tile, FloatTile>        ? "float multiply-adds"
                        : std::is_same_v<Tile, Tf32Tile>       ? "tf32 tensor cores"
@@ -95,7 +106,7 @@ NewtonSchulzPlan plan(Dtype dtype, int m, int n, bool allow_tf32, int capability
     found.matrices = Traits::kMatrices;
     found.threads = Traits::kThreads;
     found.shared_bytes = shared_bytes<Traits>(shape, kBackward);
-    found.fused = found.shared_bytes + kStatic <= limit;
+    found.fused = fits(found.shared_bytes, limit);
     return found;
   };
   return with_instance<kBackward>(dtype, allow_tf32, m, n, capability, describe,

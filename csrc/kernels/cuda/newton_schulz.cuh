@@ -82,7 +82,7 @@ ATLAS_KERNEL void __launch_bounds__(NewtonSchulzTraits<Tile, kSize>::kThreads)
   }
   if (valid)
     each_element<Traits>(shape, me.thread, [&](int row, int column, int i) {
-      out[first + i] = from_float<T>(Tile::load(matrix[row * Traits::kLd + column]) * scale);
+      out[first + i] = from_float<T>(Tile::load(matrix[Traits::at(row, column)]) * scale);
     });
 }
 

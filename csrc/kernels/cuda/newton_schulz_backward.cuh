@@ -22,30 +22,37 @@ __host__ __device__ constexpr int64_t tape_elements(const NewtonSchulzShape& sha
   return static_cast<int64_t>(steps) * shape.rows * Traits::kLd;
 }
 
-// target = M + Mᵀ times factor, plus addend where it is given; M is read across, hence the
-// barriers.
+// target = M + Mᵀ times factor, plus a symmetric addend where it is given; either may be target. A
+// warp takes squares of 8 x 8 elements with their mirror images, a lane two neighbours: of the
+// lower triangle row `warp`, and row `warp` from the end. No bank conflicts along or across.
 template <class Traits>
 __device__ __forceinline__ void symmetrise(typename Traits::Element* target,
                                            const typename Traits::Element* m,
                                            const typename Traits::Element* addend, float factor,
-                                           float addend_factor, int thread) {
-  constexpr int kEach = Traits::kSize * Traits::kSize / NewtonSchulzThread<Traits>::kCount;
-  float values[kEach];
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int at = i * NewtonSchulzThread<Traits>::kCount + thread;
-    const int row = at / Traits::kSize, column = at % Traits::kSize;
-    const float sum = Traits::Tile::load(m[row * Traits::kLd + column]) +
-                      Traits::Tile::load(m[column * Traits::kLd + row]);
-    values[i] = factor * sum;
-    if (addend != nullptr)
-      values[i] += addend_factor * Traits::Tile::load(addend[row * Traits::kLd + column]);
-  }
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int at = i * NewtonSchulzThread<Traits>::kCount + thread;
-    target[at / Traits::kSize * Traits::kLd + at % Traits::kSize] = Traits::Tile::store(values[i]);
+                                           float addend_factor, int warp) {
+  using Tile = typename Traits::Tile;
+  constexpr int kSquares = Traits::kSize / 8;
+  const int lane = fresh_lane_id();
+#pragma unroll 1
+  for (int i = 0; i <= kSquares; ++i) {
+    const int square_row = i <= warp ? warp : kSquares - 1 - warp;
+    const int square_column = i <= warp ? i : i - warp - 1;
+    const int row = 8 * square_row + lane / 4, column = 8 * square_column + lane % 4 * 2;
+    float v0, v1, extra0 = 0, extra1 = 0;
+    Tile::load2(m + Traits::at(row, column), v0, v1);
+    v0 = factor * (v0 + Tile::load(m[Traits::at(column, row)]));
+    v1 = factor * (v1 + Tile::load(m[Traits::at(column + 1, row)]));
+    if (addend != nullptr) {
+      Tile::load2(addend + Traits::at(row, column), extra0, extra1);
+      v0 += addend_factor * extra0;
+      v1 += addend_factor * extra1;
+    }
+    sync_warp();  // on the diagonal a square is its own image
+    Tile::store2(target + Traits::at(row, column), v0, v1);
+    if (square_row != square_column) {
+      target[Traits::at(column, row)] = Tile::store(v0);
+      target[Traits::at(column + 1, row)] = Tile::store(v1);
+    }
   }
   __syncthreads();
 }
@@ -60,10 +67,10 @@ __device__ __forceinline__ void multiply_grad_rows(typename Traits::Element* gra
   for (int first = 16 * warp; first < rows; first += 16 * Traits::kWarps) {
     typename Traits::Rows sums;
     sums.clear();
-    Traits::Tile::template multiply<false, Traits::kSize>(
-        sums, grad + first * Traits::kLd, Traits::kLd, z, Traits::kLd, Traits::kSize);
-    Traits::Tile::template multiply<false, Traits::kSize>(
-        sums, x + first * Traits::kLd, Traits::kLd, r, Traits::kLd, Traits::kSize);
+    Traits::Tile::template multiply<false, Traits::kSize>(sums, grad, Traits::kLd, first, z,
+                                                          Traits::kLd, Traits::kSize);
+    Traits::Tile::template multiply<false, Traits::kSize>(sums, x, Traits::kLd, first, r,
+                                                          Traits::kLd, Traits::kSize);
     sync_warp();
     write_rows<Traits>(grad, sums, first, Keep());
     sync_warp();
@@ -87,17 +94,24 @@ __device__ __forceinline__ void step_backward(typename Traits::Element* grad,
   typename Traits::Element *gram = squares, *p = gram + Traits::kSquare, *y = p + Traits::kSquare;
   square_product<Traits, true>(gram, x, x, rows, me.warp, Keep());
   square_product<Traits, true>(p, x, grad, rows, me.warp, Keep());
-  symmetrise<Traits>(p, p, static_cast<typename Traits::Element*>(nullptr), 1.0f, 0.0f, me.thread);
+  symmetrise<Traits>(p, p, static_cast<typename Traits::Element*>(nullptr), 1.0f, 0.0f, me.warp);
   square_product<Traits, false>(y, p, gram, Traits::kSize, me.warp, Keep());
   symmetrise<Traits>(p, y, p, schedule_entry(schedule, step, 2), schedule_entry(schedule, step, 1),
-                     me.thread);
+                     me.warp);
   quadratic<Traits>(gram, gram, schedule, step, me.warp);
   multiply_grad_rows<Traits>(grad, gram, x, p, rows, me.warp);
   __syncthreads();
 }
 
+// Blocks of a multiprocessor that registers must leave room for: about what shared memory does.
+// Unasked, ptxas spills for more.
+template <int kSize>
+constexpr int kLeastBlocks = kSize == 16   ? 6
+                             : kSize == 32 ? 4
+                                           : 1;
+
 template <class Tile, int kSize, class T>
-ATLAS_KERNEL void __launch_bounds__(NewtonSchulzTraits<Tile, kSize>::kThreads)
+ATLAS_KERNEL void __launch_bounds__(NewtonSchulzTraits<Tile, kSize>::kThreads, kLeastBlocks<kSize>)
     newton_schulz_backward_kernel(const T* __restrict__ x,       // [batch, m, n]
                                   const T* __restrict__ grad,    // [batch, m, n]
                                   T* __restrict__ grad_x,        // [batch, m, n]
@@ -161,7 +175,7 @@ ATLAS_KERNEL void __launch_bounds__(NewtonSchulzTraits<Tile, kSize>::kThreads)
     const float outer = scale * inverse_power(incoming.power);
     if (valid)
       each_element<Traits>(shape, me.thread, [&](int row, int column, int i) {
-        const int at = row * Traits::kLd + column;
+        const int at = Traits::at(row, column);
         const float through = Tile::load(adjoint[at]) - Tile::load(matrix[at]) * inward;
         grad_x[first + i] = from_float<T>(through * norm.factor() * norm.power * outer);
       });

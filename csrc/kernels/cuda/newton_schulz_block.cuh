@@ -25,6 +25,10 @@ struct NewtonSchulzTraits {
   static constexpr int kSquare = kSize * kLd;  // elements
   static_assert(kSize % 16 == 0 && kThreads <= 256, "whole tiles, a block of at most 8 warps");
   using Rows = typename Tile::template Rows<kSize>;
+
+  __device__ static __forceinline__ int at(int row, int column) {
+    return Tile::at(row, column, kLd);
+  }
 };
 
 // The sizes of a problem, alike for all matrices of the batch.
@@ -32,11 +36,11 @@ struct NewtonSchulzShape {
   int m, n, longer, shorter;
   int rows;  // longer, padded
 
-  __host__ __device__ NewtonSchulzShape(int m, int n)
+  __host__ __device__ constexpr NewtonSchulzShape(int m, int n)
       : m(m), n(n), longer(m < n ? n : m), shorter(m < n ? m : n), rows((longer + 15) / 16 * 16) {}
 
-  __host__ __device__ bool transposed() const { return m < n; }
-  __host__ __device__ bool elongated() const { return longer >= 2 * shorter; }
+  __host__ __device__ constexpr bool transposed() const { return m < n; }
+  __host__ __device__ constexpr bool elongated() const { return longer >= 2 * shorter; }
 };
 
 // Who a thread is: its matrix of the block, its warp and its place among that matrix's threads.
@@ -154,23 +158,24 @@ __device__ __forceinline__ void load_upright(typename Traits::Element* x, const 
       const int pieces = shape.n / kWidth;
       for (int i = thread; i < shape.m * pieces; i += NewtonSchulzThread<Traits>::kCount) {
         const int row = i / pieces, column = i % pieces * kWidth;
-        cp_async16(x + row * Traits::kLd + column, source + row * shape.n + column);
+        cp_async16(x + Traits::at(row, column), source + row * shape.n + column);
       }
       return;
     }
   }
   each_element<Traits>(shape, thread, [&](int row, int column, int i) {
-    x[row * Traits::kLd + column] = Traits::Tile::store(to_float(source[i]));
+    x[Traits::at(row, column)] = Traits::Tile::store(to_float(source[i]));
   });
 }
 
-// target [kSize, kLd] = the warps' rows; f(value, row, column) maps each element on the way.
+// target [kSize, kLd] = the warps' rows; map(v0, v1, row, column) changes two neighbours on the
+// way.
 template <class Traits, class Map>
 __device__ __forceinline__ void write_rows(typename Traits::Element* target,
                                            typename Traits::Rows& rows, int first, const Map& map) {
   rows.visit([&](int row, int column, float& v0, float& v1) {
-    Traits::Tile::store2(target + (first + row) * Traits::kLd + column,
-                         map(v0, first + row, column), map(v1, first + row, column + 1));
+    map(v0, v1, first + row, column);
+    Traits::Tile::store2(target + Traits::at(first + row, column), v0, v1);
   });
 }
 
@@ -183,16 +188,15 @@ __device__ __forceinline__ void square_product(typename Traits::Element* target,
                                                int warp, const Map& map) {
   typename Traits::Rows rows;
   rows.clear();
-  Traits::Tile::template multiply<kTransposed, Traits::kSize>(
-      rows, kTransposed ? a + 16 * warp : a + 16 * warp * Traits::kLd, Traits::kLd, b, Traits::kLd,
-      depth);
+  Traits::Tile::template multiply<kTransposed, Traits::kSize>(rows, a, Traits::kLd, 16 * warp, b,
+                                                              Traits::kLd, depth);
   __syncthreads();
   write_rows<Traits>(target, rows, 16 * warp, map);
   __syncthreads();
 }
 
 struct Keep {
-  __device__ __forceinline__ float operator()(float value, int, int) const { return value; }
+  __device__ __forceinline__ void operator()(float&, float&, int, int) const {}
 };
 
 // Z = a I + b A + c A² in place of A, or beside it.
@@ -204,9 +208,11 @@ __device__ __forceinline__ void quadratic(typename Traits::Element* z,
   const float a = schedule_entry(schedule, step, 0), b = schedule_entry(schedule, step, 1),
               c = schedule_entry(schedule, step, 2);
   square_product<Traits, false>(
-      z, gram, gram, Traits::kSize, warp, [&](float value, int row, int column) {
-        const float entry = Traits::Tile::load(gram[row * Traits::kLd + column]);
-        return c * value + b * entry + (row == column ? a : 0.0f);
+      z, gram, gram, Traits::kSize, warp, [&](float& v0, float& v1, int row, int column) {
+        float entry0, entry1;
+        Traits::Tile::load2(gram + Traits::at(row, column), entry0, entry1);
+        v0 = c * v0 + b * entry0 + (row == column ? a : 0.0f);
+        v1 = c * v1 + b * entry1 + (row == column + 1 ? a : 0.0f);
       });
 }
 
@@ -218,8 +224,8 @@ __device__ __forceinline__ void multiply_rows(typename Traits::Element* x,
   for (int first = 16 * warp; first < rows; first += 16 * Traits::kWarps) {
     typename Traits::Rows sums;
     sums.clear();
-    Traits::Tile::template multiply<false, Traits::kSize>(
-        sums, x + first * Traits::kLd, Traits::kLd, q, Traits::kLd, Traits::kSize);
+    Traits::Tile::template multiply<false, Traits::kSize>(sums, x, Traits::kLd, first, q,
+                                                          Traits::kLd, Traits::kSize);
     sync_warp();
     write_rows<Traits>(x, sums, first, Keep());
     sync_warp();

@@ -23,9 +23,11 @@ __device__ __forceinline__ void store_value(void* data, Dtype dtype, int64_t at,
 __device__ __forceinline__ OmegaItem omega_item(const OmegaOptions& o, const OmegaInputs& in,
                                                 int64_t index) {
   OmegaItem item;
-  const unsigned place = static_cast<unsigned>(index), heads = static_cast<unsigned>(o.heads);
+  const unsigned heads = static_cast<unsigned>(o.heads), slices = static_cast<unsigned>(o.slices),
+                 place = static_cast<unsigned>(index) / slices;
   item.n = place / heads;
   item.head = static_cast<int>(place % heads);
+  item.value_at = static_cast<int>(static_cast<unsigned>(index) % slices) * o.value;
   const int64_t given = in.position != nullptr ? in.position[item.n] : 0;
   item.position = given > 0 ? given : 0;
   const int64_t extra = in.position != nullptr ? 1 : 0;  // a chunk may begin in the middle
@@ -86,13 +88,15 @@ __device__ __forceinline__ int64_t token_offset(const OmegaTensor& tensor, const
          item.head * tensor.stride[2];
 }
 
-// rows [count, ld] = sign times tokens from `first` (negative: of the tail); `ones`: a column of
-// ones behind.
+// rows [count, ld] = sign times columns [from, from + width) of tokens from `first` (negative: of
+// the tail); `ones`: a column of ones behind.
 __device__ __forceinline__ void load_rows(float* rows, int ld, int width, const OmegaTensor& tokens,
                                           const OmegaTensor& tail, const OmegaItem& item, int slots,
-                                          int64_t first, int count, bool ones, float sign = 1) {
-  const int64_t at = token_offset(tokens, item);
-  const int64_t tail_at = item.n * tail.stride[0] + item.head * tail.stride[2];
+                                          int64_t first, int count, bool ones, int from = 0,
+                                          float sign = 1) {
+  const int64_t at = token_offset(tokens, item) + from * tokens.stride[3];
+  const int64_t tail_at =
+      item.n * tail.stride[0] + item.head * tail.stride[2] + from * tail.stride[3];
   each(count, ones ? width + 1 : width, [&](int i, int j) {
     const int64_t token = first + i;
     float value = 1;
@@ -124,7 +128,7 @@ __device__ __forceinline__ void load_chunk(const OmegaWork& w, const OmegaOption
   load_rows(w.q, sz.kp, o.key, in.q, in.q, item, slots, c.first, c.tokens, ones);
   load_rows(w.k, sz.kp, o.key, in.k, in.k_tail, item, slots, c.first - c.overhang, c.rows(), ones);
   load_rows(w.d[last_matrix(o)], sz.vp, o.value, in.v, in.v_tail, item, slots, c.first - c.overhang,
-            c.rows(), false, -1);
+            c.rows(), false, item.value_at, -1);
   const int64_t eta = token_offset(in.eta, item);
   each(c.tokens, [&](int t) {
     const int64_t token = c.first + t;

@@ -31,9 +31,8 @@ __device__ __forceinline__ void inside_backward(const OmegaWork& w, const OmegaG
   each(tokens, rows, [&](int t, int i) {
     const int at = t * rp + i;
     const float cf = w.cf[at], z = g.other[at], kernel = kernel_of_score(w.c, degree, scores[at]);
-    // Rows that the token does not see have cf = 0, but kernel and z are whatever they are.
-    const float grad_cf = i <= w.chunk.overhang + t ? -kernel * z : 0.0f;
-    g.cf[at] = begins_cf ? grad_cf : g.cf[at] + grad_cf;
+    // Of rows that the token does not see this is nonsense; scan_backward leaves them out.
+    g.cf[at] = begins_cf ? -kernel * z : g.cf[at] - kernel * z;
     g.pair[at] = -cf * kernel;
     grad_kernel[at] = begins_kernel ? -cf * z : grad_kernel[at] - cf * z;
   });

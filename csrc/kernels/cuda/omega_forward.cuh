@@ -1,24 +1,25 @@
 #pragma once
 // The forward pass of the Omega rule (spec section 1, docs/math/omega_rule.md): a block takes a
-// (sequence, head) and walks through its chunks with the memory at hand; nothing is exchanged
-// between blocks. All buffers are float, in shared memory as far as they fit (omega_work.cuh), else
-// in the block's part of the scratch. The block writes o of its tokens, its checkpoints and its
-// part of the final state.
+// (sequence, head), of a linear memory perhaps a slice of V, and walks through its chunks with the
+// memory at hand; nothing is exchanged between blocks. All buffers are float, in shared memory as
+// far as they fit (omega_work.cuh), else in the block's part of the scratch. The block writes o of
+// its tokens, its checkpoints and its part of the final state.
 #include "kernels/cuda/omega_dual.cuh"
 #include "kernels/cuda/omega_muon.cuh"
 #include "kernels/cuda/omega_states.cuh"
 
 namespace atlas::kernels::cuda {
 
-// The final tail: the last W-1 tokens, from this call or from the tail it began with; zeros before
-// the sequence's start.
+// Columns [from, from + width) of `whole` of the final tail: the last W-1 tokens, from this call or
+// from the tail it began with; zeros before the sequence's start.
 __device__ __forceinline__ void store_tail(const OmegaResult& result, const OmegaTensor& tokens,
                                            const OmegaTensor& tail, const OmegaOptions& o,
-                                           const OmegaItem& item, int width) {
+                                           const OmegaItem& item, int from, int width, int whole) {
   if (result.data == nullptr) return;
   const int slots = o.window - 1;
-  const int64_t at = token_offset(tokens, item),
-                tail_at = item.n * tail.stride[0] + item.head * tail.stride[2];
+  const int64_t at = token_offset(tokens, item) + from * tokens.stride[3],
+                tail_at =
+                    item.n * tail.stride[0] + item.head * tail.stride[2] + from * tail.stride[3];
   each(slots, width, [&](int slot, int j) {
     const int64_t token = item.length - slots + slot;
     float value = 0;
@@ -27,7 +28,7 @@ __device__ __forceinline__ void store_tail(const OmegaResult& result, const Omeg
     else if (tail.present && item.position + token >= 0)
       value = load_value(tail, tail_at + (slots + token) * tail.stride[1] + j * tail.stride[3]);
     store_value(result.data, result.dtype,
-                ((item.n * slots + slot) * o.heads + item.head) * width + j, value);
+                ((item.n * slots + slot) * o.heads + item.head) * whole + from + j, value);
   });
 }
 
@@ -40,9 +41,11 @@ __device__ __forceinline__ void store_output(const OmegaWork& w, const OmegaForw
   const int64_t row = (item.batch * args.in.tokens + item.begin + c.first) * o.heads + item.head;
   each(c.tokens, o.value, [&](int t, int j) {
     float value = w.y[t * sz.vp + j];
-    if (o.residual) value += w.q[t * sz.kp + j];
-    store_value(args.o.data, args.o.dtype, (row + static_cast<int64_t>(t) * o.heads) * o.value + j,
-                value);
+    if (o.residual) value += w.q[t * sz.kp + item.value_at + j];
+    store_value(
+        args.o.data, args.o.dtype,
+        (row + static_cast<int64_t>(t) * o.heads) * (o.value * o.slices) + item.value_at + j,
+        value);
   });
 }
 
@@ -52,9 +55,8 @@ __device__ __forceinline__ void forward_chunk(const OmegaWork& w, const OmegaFor
   const OmegaOptions& o = args.options;
   const bool ends = w.chunk.first + w.chunk.tokens == w.item.length;
   load_chunk(w, o, args.in);
-  save_checkpoint(args.weights_checkpoints, w.weights, o, checkpoint, w.item.head);
-  if (o.momentum)
-    save_checkpoint(args.momentum_checkpoints, w.momentum, o, checkpoint, w.item.head);
+  save_checkpoint(args.weights_checkpoints, w.weights, o, w.item, checkpoint);
+  if (o.momentum) save_checkpoint(args.momentum_checkpoints, w.momentum, o, w.item, checkpoint);
   if (ends) store_memory(args.chunk_weights, w.reference, o, w.item);
   memory_signals<kArithmetic>(w, o);
   if constexpr (kMuon)
@@ -83,8 +85,8 @@ __device__ __forceinline__ void forward_item(OmegaWork& w, const OmegaForward& a
   }
   __syncthreads();
   for (; checkpoint < item.checkpoint_end; ++checkpoint) {  // of chunks that do not exist
-    save_checkpoint(args.weights_checkpoints, nullptr, o, checkpoint, item.head);
-    save_checkpoint(args.momentum_checkpoints, nullptr, o, checkpoint, item.head);
+    save_checkpoint(args.weights_checkpoints, nullptr, o, item, checkpoint);
+    save_checkpoint(args.momentum_checkpoints, nullptr, o, item, checkpoint);
   }
   const int64_t end = item.position + item.length;
   store_memory(args.weights, w.before, o, item);
@@ -93,8 +95,10 @@ __device__ __forceinline__ void forward_item(OmegaWork& w, const OmegaForward& a
     store_memory(args.chunk_weights, w.reference, o, item);
   else if (end % o.chunk_size == 0)
     store_memory(args.chunk_weights, w.before, o, item);
-  store_tail(args.k_tail, args.in.k, args.in.k_tail, o, item, o.key);
-  store_tail(args.v_tail, args.in.v, args.in.v_tail, o, item, o.value);
+  store_tail(args.v_tail, args.in.v, args.in.v_tail, o, item, item.value_at, o.value,
+             o.value * o.slices);
+  if (item.value_at > 0) return;  // the rest is the first slice's business
+  store_tail(args.k_tail, args.in.k, args.in.k_tail, o, item, 0, o.key, o.key);
   if (args.position != nullptr && item.head == 0 && thread_id() == 0) args.position[item.n] = end;
 }
 
@@ -112,7 +116,7 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
   __syncthreads();
   OmegaWork& w = work[0];
   begin_lift(w, args.options);
-  const int64_t items = args.in.sequences * args.options.heads;
+  const int64_t items = args.in.sequences * args.options.heads * args.options.slices;
   for (int64_t index = blockIdx.x; index < items; index += gridDim.x) {
     __syncthreads();
     const OmegaItem item = omega_item(args.options, args.in, index);

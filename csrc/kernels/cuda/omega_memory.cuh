@@ -37,9 +37,9 @@ __device__ __forceinline__ void set_memory(Memory& memory, const OmegaOptions& o
   const int l = thread_id();
   if (l >= o.matrices) return;
   const OmegaTensor& t = tensors[l];
-  memory.matrix[l] = {
-      static_cast<const float*>(t.data) + item.n * t.stride[0] + item.head * t.stride[1],
-      static_cast<int>(t.stride[3]), static_cast<int>(t.stride[2])};
+  memory.matrix[l] = {static_cast<const float*>(t.data) + item.n * t.stride[0] +
+                          item.head * t.stride[1] + item.value_at * t.stride[2],
+                      static_cast<int>(t.stride[3]), static_cast<int>(t.stride[2])};
 }
 
 // Those of another one.
@@ -68,7 +68,8 @@ __device__ __forceinline__ void memory_signals(const OmegaWork& w, const OmegaOp
   float* const e = w.d[last];
   __syncthreads();
   if (o.l2 && o.residual) {
-    each(rows, o.value, [&](int i, int j) { e[i * sz.vp + j] += w.k[i * sz.kp + j]; });
+    each(rows, o.value,
+         [&](int i, int j) { e[i * sz.vp + j] += w.k[i * sz.kp + w.item.value_at + j]; });
     __syncthreads();
   }
   if (!is_deep(o)) {

@@ -14,8 +14,9 @@ constexpr int64_t kStaticBytes = 1 << 10;
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// So many warps as the largest product of a chunk has tiles, in powers of two.
-int block_threads_for(const OmegaOptions& o) {
+// So many warps as the largest product of a chunk has tiles, or as an update has groups of rows, in
+// powers of two.
+int block_threads_for(OmegaPass pass, const OmegaOptions& o) {
   const OmegaSizes& sz = o.sizes;
   const auto tiles = [](int64_t rows, int64_t columns) {
     return ceil_divide(rows, kTileRows) * ceil_divide(columns, kTileColumns);
@@ -24,18 +25,32 @@ int block_threads_for(const OmegaOptions& o) {
   for (int l = 0; l < o.matrices; ++l) {
     const OmegaMatrix& m = sz.matrix[l];
     most = std::max(most, std::max(tiles(m.in, m.out), tiles(sz.rows, m.out)));
+    if (pass == OmegaPass::update) most = std::max(most, ceil_divide(m.out, kUpdateRows));
   }
   int warps = 2;
   while (warps < kOmegaWarps && warps < most) warps *= 2;
   return warps * kWarp;
 }
 
-// Lays the pass's buffers out; true if the state stays in shared memory.
+// Lays the pass's buffers out; true if the state (update: everything) stays in shared memory.
 bool take(OmegaPass pass, OmegaArena& arena, const OmegaOptions& o) {
   OmegaWork work{};
   OmegaGrads grads{};
   if (pass == OmegaPass::forward) return take_forward(work, arena, o);
-  return take_backward(work, grads, arena, o, true, block_threads_for(o));
+  if (pass == OmegaPass::update) return take_update(work, arena, o);
+  return take_backward(work, grads, arena, o, true, block_threads_for(pass, o));
+}
+
+// Where (sequence, head) pairs leave multiprocessors idle, blocks share a linear memory's outputs,
+// at least 16 each: its columns never meet. They all make the scores of queries and keys.
+int slices_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int multiprocessors) {
+  constexpr int kLeast = 16;
+  int slices = 1;
+  if (pass != OmegaPass::forward || o.matrices > 1 || o.schedule.steps > 0) return slices;
+  while (items * slices < multiprocessors && o.value % (2 * slices) == 0 &&
+         o.value / (2 * slices) >= kLeast)
+    slices *= 2;
+  return slices;
 }
 
 }  // namespace
@@ -43,16 +58,19 @@ bool take(OmegaPass pass, OmegaArena& arena, const OmegaOptions& o) {
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
                           int64_t items, int capability, int multiprocessors, int limit) {
   if (limit < 0) limit = shared_kibibytes(capability) << 10;
-  const OmegaOptions o = sized(options);
+  const int slices = slices_for(pass, options, items, multiprocessors);
+  items *= slices;
+  const OmegaOptions o = sized(options, slices);
   constexpr int64_t kFloat = sizeof(float);
   OmegaArena all{nullptr, nullptr, std::numeric_limits<int64_t>::max()};
   take(pass, all, o);
   const int64_t most = (limit - kStaticBytes) / kFloat;
   OmegaArena arena{nullptr, nullptr, std::min(all.shared_used, most)};
   OmegaPlan plan{};
+  plan.slices = slices;
   plan.state_on_chip = take(pass, arena, o);
   plan.tensor_cores = capability >= 80 && (dtype != Dtype::f32 || allow_tf32);
-  plan.threads = block_threads_for(o);
+  plan.threads = block_threads_for(pass, o);
   plan.shared_bytes = arena.shared_limit * kFloat;
   plan.scratch_bytes = arena.device_used * kFloat;
   // A block with scratch fills a multiprocessor; it then takes several items in turn.

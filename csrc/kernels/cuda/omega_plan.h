@@ -6,8 +6,10 @@ namespace atlas::kernels::cuda {
 // Features of one tile: so many that the chunk's rows of them take about this many floats.
 constexpr int kLiftFloats = 8 << 10;
 
-// The options with their sizes.
-inline OmegaOptions sized(OmegaOptions o) {
+// The options with their sizes, of one slice of V.
+inline OmegaOptions sized(OmegaOptions o, int slices) {
+  o.slices = slices;
+  o.value /= slices;
   OmegaSizes& sz = o.sizes;
   sz = OmegaSizes();
   sz.first_layer = is_deep(o) ? o.matrices - 1 : 1;

@@ -19,7 +19,7 @@ cudaError_t start(const OmegaForward& args, const OmegaPlan& plan, cudaStream_t 
 
 cudaError_t omega_rule(const OmegaForward& args, const OmegaPlan& plan, cudaStream_t stream) {
   OmegaForward planned = args;
-  planned.options = sized(args.options);
+  planned.options = sized(args.options, plan.slices);
   planned.space = omega_space(plan, args.space.device);
   return args.options.schedule.steps > 0
              ? start<Arithmetic::split_tf32, true>(planned, plan, stream)

@@ -42,6 +42,7 @@ struct OmegaSizes {
 // What forward, backward and update share. Letters as in docs/math/omega_rule.md.
 struct OmegaOptions {
   int heads, key, value, features, hidden, window;
+  int slices;    // a block has `value` of a linear memory's slices * value outputs; else 1
   int matrices;  // 1: linear, W; 2: MLP, W1 W2; 3: gated MLP, W1 W3 W2
   int chunk;     // most tokens of a chunk in this call
   int degree;    // 0: phi is the identity
@@ -110,20 +111,19 @@ struct OmegaBackward {
   float* grad_scales;  // [N H, degree + 1], to be summed over the first dimension
 };
 
-// One token for each of `rows` rows; row m works on slot slots[m] of the state, in place.
+// One token for each of `rows` rows; row m works on slot slots[m] of the state, in place. `in` has
+// the tokens as T = 1, B = M, and the state, which is written, too: weights, momentum (absent: none
+// wanted), chunk_weights, and the tails.
 struct OmegaUpdate {
   OmegaOptions options;
+  OmegaInputs in;
   OmegaSpace space;
-  OmegaTensor q, k, v;                           // [M, H, K], [M, H, K], [M, H, V]
-  OmegaTensor gamma, eta, log_alpha, log_theta;  // [M, H, W], [M, H]
-  OmegaTensor weights[kOmegaMatrices], momentum[kOmegaMatrices],
-      chunk_weights[kOmegaMatrices];  // [N, H, out, in], written, too; momentum absent: none
-  OmegaTensor k_tail, v_tail;         // [N, W-1, H, K], [N, W-1, H, V], written, too
-  int64_t* position;                  // [N], written, too
+  int64_t* position;  // [N], written, too
   int64_t position_stride;
-  const int64_t* slots;  // [M] or null: in order
-  OmegaResult o;         // [M, H, V]
-  int64_t rows, sequences;
+  const void* slots;  // [M] or null: in order
+  bool wide_slots;    // int64, else int32
+  OmegaResult o;      // [M, H, V]
+  int64_t rows;
 };
 
 // How a call runs: blocks, threads of one, shared memory and scratch of one.
@@ -133,8 +133,9 @@ struct OmegaPlan {
   int threads;
   int64_t shared_bytes;   // of one block
   int64_t scratch_bytes;  // of one block
-  bool state_on_chip;     // the memory and its momentum (backward: their gradients) stay in shared
-                          // memory
+  int slices;             // of V, where there are few sequences and heads
+  bool state_on_chip;     // the memory and its momentum (backward: their gradients; update: all
+                          // buffers) stay in shared memory
 };
 
 enum class OmegaPass : int { forward, backward, update };

@@ -20,7 +20,7 @@ cudaError_t start(const OmegaBackward& args, const OmegaPlan& plan, cudaStream_t
 cudaError_t omega_rule_backward(const OmegaBackward& args, const OmegaPlan& plan,
                                 cudaStream_t stream) {
   OmegaBackward planned = args;
-  planned.options = sized(args.options);
+  planned.options = sized(args.options, plan.slices);
   planned.space = omega_space(plan, args.space.device);
   return args.options.schedule.steps > 0
              ? start<Arithmetic::split_tf32, true>(planned, plan, stream)

@@ -10,7 +10,8 @@ __device__ __forceinline__ void load_state(float* state, const OmegaTensor* tens
   for (int l = 0; l < o.matrices; ++l) {
     const OmegaMatrix& m = o.sizes.matrix[l];
     const OmegaTensor& t = tensors[l];
-    const int64_t from = item.n * t.stride[0] + item.head * t.stride[1];
+    const int64_t from =
+        item.n * t.stride[0] + item.head * t.stride[1] + item.value_at * t.stride[2];
     each(m.out, m.in, [&](int j, int i) {
       state[m.at + i * m.ld + j] =
           t.present ? load_value(t, from + j * t.stride[2] + i * t.stride[3]) : 0.0f;
@@ -25,7 +26,8 @@ __device__ __forceinline__ void store_memory(float* const* tensors, const Memory
   for (int l = 0; l < o.matrices; ++l) {
     const OmegaMatrix& m = o.sizes.matrix[l];
     const View& from = memory.matrix[l];
-    float* const to = tensors[l] + (item.n * o.heads + item.head) * m.in * m.out;
+    float* const to =
+        tensors[l] + ((item.n * o.heads + item.head) * all_outputs(o, l) + item.value_at) * m.in;
     each(m.out, m.in,
          [&](int j, int i) { to[j * m.in + i] = from.at[i * from.row + j * from.column]; });
   }
@@ -33,13 +35,16 @@ __device__ __forceinline__ void store_memory(float* const* tensors, const Memory
 
 // Checkpoints are stored as the state is held, without its padding: each [in, out].
 __device__ __forceinline__ void save_checkpoint(float* const* checkpoints, const float* state,
-                                                const OmegaOptions& o, int64_t index, int head) {
+                                                const OmegaOptions& o, const OmegaItem& item,
+                                                int64_t index) {
   if (checkpoints[0] == nullptr) return;
   for (int l = 0; l < o.matrices; ++l) {
     const OmegaMatrix& m = o.sizes.matrix[l];
-    float* const to = checkpoints[l] + (index * o.heads + head) * m.in * m.out;
+    const int width = all_outputs(o, l);
+    float* const to = checkpoints[l] + (index * o.heads + item.head) * m.in * width + item.value_at;
     each(m.in, m.out, [&](int i, int j) {
-      to[i * m.out + j] = state == nullptr ? 0.0f : state[m.at + i * m.ld + j];
+      to[static_cast<int64_t>(i) * width + j] =
+          state == nullptr ? 0.0f : state[m.at + i * m.ld + j];
     });
   }
 }

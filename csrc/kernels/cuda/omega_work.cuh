@@ -10,6 +10,7 @@ namespace atlas::kernels::cuda {
 constexpr int kOmegaThreads = 256;  // most of a block
 constexpr int kOmegaWarps = kOmegaThreads / kWarp;
 constexpr int kScaleSlots = 5;  // c_0 to c_4
+constexpr int kUpdateRows = 4;  // of a matrix that a warp updates at a time
 
 // A leading dimension of 4 modulo 8 floats: fragments of eight rows lie in different banks.
 __host__ __device__ __forceinline__ int leading(int width) { return (width + 3) / 8 * 8 + 4; }
@@ -21,6 +22,10 @@ __host__ __device__ __forceinline__ bool is_deep(const OmegaOptions& o) { return
 __host__ __device__ __forceinline__ bool is_gated(const OmegaOptions& o) { return o.matrices > 2; }
 __host__ __device__ __forceinline__ int last_matrix(const OmegaOptions& o) {
   return o.matrices - 1;
+}
+// Outputs of matrix l, all slices together.
+__host__ __device__ __forceinline__ int all_outputs(const OmegaOptions& o, int l) {
+  return o.sizes.matrix[l].out * o.slices;
 }
 __host__ __device__ __forceinline__ bool sees_phi(const OmegaOptions& o, int l) {
   return l < o.sizes.first_layer;
@@ -56,6 +61,7 @@ struct OmegaLift {
 struct OmegaItem {
   int64_t n, batch, begin, length, position, checkpoint, checkpoint_end;
   int head;
+  int value_at;  // the first output of this block's slice
 };
 
 // Tokens [first, first + tokens) of the item; rows i < rows() of the window are the `overhang`
@@ -166,6 +172,47 @@ __host__ __device__ __forceinline__ bool take_forward(OmegaWork& w, OmegaArena& 
     w.cf = arena.take(static_cast<int64_t>(o.chunk) * sz.rp);
   }
   return on_chip;
+}
+
+// The update's buffers; true if all are in shared memory. Rows of keys, features and hidden vectors
+// have one row more: the query's. Newton-Schulz's matrices are held as the state's tensors have
+// them, [out, in].
+__host__ __device__ __forceinline__ bool take_update(OmegaWork& w, OmegaArena& arena,
+                                                     const OmegaOptions& o) {
+  const OmegaSizes& sz = o.sizes;
+  const int64_t rows = sz.rows;
+  w = OmegaWork();
+  w.alpha = arena.take(1);
+  w.theta = arena.take(1);
+  w.eta = arena.take(1);
+  w.line = arena.take(kOmegaWarps);
+  w.c = arena.take(kScaleSlots);
+  w.a = arena.take(rows);
+  w.y = arena.take(sz.vp);
+  w.k = arena.take((rows + 1) * sz.kp);
+  if (o.degree > 0) {
+    w.lift.tile = arena.take((rows + 1) * sz.tp);
+    w.lift.indices = reinterpret_cast<uint32_t*>(arena.take(2 * static_cast<int64_t>(o.features)));
+    w.lift.roots = arena.take(o.features);
+  }
+  int64_t largest = 0;
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = sz.matrix[l];
+    w.d[l] = arena.take(rows * m.ld);
+    const int64_t matrix = static_cast<int64_t>(m.out) * leading(m.in);
+    largest = matrix > largest ? matrix : largest;
+  }
+  if (is_deep(o)) {
+    w.h = arena.take((rows + 1) * sz.fp);
+    w.b = arena.take(rows * sz.fp);
+    w.queries[0] = arena.take(sz.fp);
+    w.queries[1] = is_gated(o) ? arena.take(sz.fp) : nullptr;
+  }
+  if (o.schedule.steps == 0) return arena.device_used == 0;
+  const int64_t side = sz.side;
+  for (int i = 0; i < 2; ++i) w.squares[i] = arena.take(side * leading(sz.side));
+  for (float*& matrix : w.ns) matrix = arena.take(largest);
+  return arena.device_used == 0;
 }
 
 }  // namespace atlas::kernels::cuda

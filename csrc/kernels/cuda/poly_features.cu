@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cuda/capabilities.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/poly_features.cuh"
@@ -30,17 +32,20 @@ struct BackwardPlan {
   int64_t scratch;  // floats of device memory
 };
 
+// As many blocks as run at a time, by registers and shared memory. Where sums are in device memory,
+// four a multiprocessor: they bound the scratch.
 BackwardPlan backward_plan(int64_t rows, int dim, int degree, const Device& device) {
+  constexpr int64_t kStatic = 1 << 10, kReserved = kStatic + 256;
   const int64_t at_a_time = kPolyThreads / row_lanes(dim);
-  constexpr int64_t kBlocksPerMultiprocessor = 4, kStatic = 1 << 10;
-  int64_t blocks = ceil_divide(rows, at_a_time);
-  const int64_t most = kBlocksPerMultiprocessor * device.multiprocessors;
-  blocks = blocks < most ? blocks : most;
   const int64_t states = at_a_time * row_state_bytes(dim);
   const int64_t sums = at_a_time * poly_row_sums(dim, degree) * static_cast<int64_t>(sizeof(float));
   const bool fits = states + sums + kStatic <= device.shared_bytes / 2;  // two blocks at least
-  return {blocks, fits ? states + sums : states,
-          fits ? 0 : blocks * at_a_time * poly_row_sums(dim, degree)};
+  const int64_t shared_bytes = fits ? states + sums : states;
+  const int64_t most = fits ? poly_backward_blocks(degree, device.capability) : 4;
+  const int64_t by_shared = (device.shared_bytes + kStatic) / (shared_bytes + kReserved);
+  const int64_t resident = std::max<int64_t>(std::min(most, by_shared), 1);
+  const int64_t blocks = std::min(ceil_divide(rows, at_a_time), resident * device.multiprocessors);
+  return {blocks, shared_bytes, fits ? 0 : blocks * at_a_time * poly_row_sums(dim, degree)};
 }
 
 template <class T, int kDegree>

@@ -21,6 +21,12 @@ namespace atlas::kernels::cuda {
 constexpr int kPolyThreads = 128;
 constexpr int kPolyWarps = kPolyThreads / kWarp;
 
+// Blocks of the backward that a multiprocessor holds by registers, 56 a thread, 72 at degree 4; and
+// by threads, of which sm_75 has 1024.
+__host__ __device__ constexpr int poly_backward_blocks(int degree, int capability) {
+  return degree == 4 ? 7 : capability < 80 ? 8 : 9;
+}
+
 template <int kDegree>
 __device__ __forceinline__ float monomial_value(const Monomial<kDegree>& m,
                                                 const float (&x)[kDegree]) {
@@ -187,7 +193,8 @@ __device__ __forceinline__ void poly_backward_level(const PolyRow& row, float& g
 
 // Grid: blocks take groups of rows in turn. partials [blocks, kDegree + 1] or null.
 template <class T, int kDegree, int kLanes>
-ATLAS_KERNEL void __launch_bounds__(kPolyThreads, 4)
+ATLAS_KERNEL void __launch_bounds__(kPolyThreads,
+                                    poly_backward_blocks(kDegree, kCompiledCapability))
     poly_features_backward_kernel(const T* __restrict__ grad,        // [rows, features]
                                   const T* __restrict__ x,           // [rows, dim]
                                   const float* __restrict__ scales,  // [kDegree + 1] or null

@@ -21,6 +21,14 @@ namespace atlas::kernels::cuda {
 
 __device__ __forceinline__ int lane_id() { return threadIdx.x % kWarp; }
 
+// The same, read again at each call: what is computed from it does not wait in registers for the
+// next use.
+__device__ __forceinline__ int fresh_lane_id() {
+  unsigned lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return static_cast<int>(lane % kWarp);
+}
+
 // ---- warps: all lanes of the mask take part
 
 __device__ __forceinline__ void sync_warp(unsigned mask = kAllLanes) { __syncwarp(mask); }

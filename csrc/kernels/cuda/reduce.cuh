@@ -22,6 +22,30 @@ __device__ __forceinline__ float group_max(float value) {
   return value;
 }
 
+// The first kCount values, each summed over the warp, in fewer shuffles than one by one: a step
+// halves what a lane still holds. A lane gets the sum of values[lane / (32 / kCount)].
+template <int kCount, int kSize>
+__device__ __forceinline__ float group_sums(float (&values)[kSize]) {
+  if constexpr (kCount == 1) {
+    return values[0];
+  } else {
+    constexpr int kHalf = kCount / 2, kLanes = kWarp / kSize * kHalf;
+    const bool upper = (lane_id() & kLanes) != 0;
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const float mine = upper ? values[i + kHalf] : values[i],
+                  other = upper ? values[i] : values[i + kHalf];
+      values[i] = mine + shuffle_xor(other, kLanes);
+    }
+    return group_sums<kHalf>(values);
+  }
+}
+
+template <int kCount>
+__device__ __forceinline__ float group_sums(float (&values)[kCount]) {
+  return group_sum<kWarp / kCount>(group_sums<kCount, kCount>(values));
+}
+
 // Over kWarps neighbouring warps, whose first thread has threadIdx.x = first; `line` is kWarps
 // floats of shared memory of theirs. All threads of the block call it, and every one gets the
 // result of its warps.

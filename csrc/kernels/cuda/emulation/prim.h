@@ -12,6 +12,7 @@ namespace atlas::kernels::cuda {
 using emulation::Site;
 
 inline int lane_id() { return static_cast<int>(threadIdx.x % kWarp); }
+inline int fresh_lane_id() { return lane_id(); }
 
 // ---- warps: all lanes of the mask take part
 

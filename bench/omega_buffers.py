@@ -1,0 +1,187 @@
+"""Where the Omega rule's CUDA kernels hold what they work on: omega_work.cuh, omega_grads.cuh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+TILE_ROWS, TILE_COLUMNS = 16, 32  # a warp's results of a product
+STATIC, LIFT_FLOATS, WARPS = 1 << 10, 8 << 10, 8
+MEMORIES = ("linear", "mlp", "gated_mlp")
+
+
+def leading(width: int) -> int:
+    return (width + 3) // 8 * 8 + 4
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a block's buffers lie: floats by name, in the order in which they are taken."""
+
+    shared: dict[str, int]
+    device: dict[str, int]
+    shared_bytes: int  # asked for
+    state_on_chip: bool
+
+    @property
+    def scratch_bytes(self) -> int:
+        return 4 * sum(self.device.values())
+
+
+@dataclass(frozen=True)
+class OmegaMemory:
+    """One (sequence, head): sizes, buffers, placement."""
+
+    K: int
+    V: int
+    F: int = 0
+    W: int = 16
+    C: int = 64
+    degree: int = 0
+    memory: str = "linear"
+    momentum: bool = True
+    ns_steps: int = 0
+    ns_every: int = 1
+    l2: bool = True
+
+    @property
+    def deep(self) -> bool:
+        return self.memory != "linear"
+
+    @property
+    def muon(self) -> bool:
+        return self.ns_steps > 0
+
+    @property
+    def features(self) -> int:
+        return math.comb(self.K + self.degree, self.degree) if self.degree else self.K
+
+    @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """(in, out) of each: those that see phi first."""
+        if not self.deep:
+            return [(self.features, self.V)]
+        first = MEMORIES.index(self.memory)
+        return [(self.features, self.F)] * first + [(self.F, self.V)]
+
+    @property
+    def first_layer(self) -> int:
+        return max(1, len(self.matrices) - 1)
+
+    @property
+    def size(self) -> int:
+        """Weights of one memory."""
+        return sum(width * out for width, out in self.matrices)
+
+    @property
+    def rows(self) -> int:
+        return self.C + self.W - 1
+
+    @property
+    def lift_tile(self) -> int:
+        """Features that are made at a time."""
+        return min(self.features, max(LIFT_FLOATS // self.rows // 32 * 32, 32))
+
+    def buffers(self) -> Iterator[tuple[str, int]]:
+        """Floats of what the forward takes, in its order (take_forward)."""
+        held = self._held()
+        vp, rp = leading(self.V), leading(self.rows)
+        yield from self._common_buffers()
+        yield "weights", sum(held)
+        if self.momentum or self.muon:
+            yield "momentum", sum(held)
+        if self.muon:
+            yield from self._schulz_buffers(2)
+        yield from self._row_buffers()
+        yield from (("y", self.C * vp), ("a", rp))
+        if self.muon:
+            yield "orthogonal", sum(held)
+        else:
+            yield from (("scores", self.C * rp), ("cf", self.C * rp))
+
+    def _held(self) -> list[int]:
+        """Floats of each matrix of a state."""
+        return [width * leading(out) for width, out in self.matrices]
+
+    def _common_buffers(self) -> Iterator[tuple[str, int]]:
+        yield from ((name, self.C) for name in ("alpha", "theta", "eta", "p", "s", "m"))
+        yield from (("line", WARPS), ("c", 5))
+        if self.degree:
+            yield "lift.tile", self.rows * leading(self.lift_tile)
+            yield from (("lift.indices", 2 * self.features), ("lift.roots", self.features))
+
+    def _schulz_buffers(self, squares: int) -> Iterator[tuple[str, int]]:
+        side = max(min(matrix) for matrix in self.matrices)
+        yield from ((f"squares[{i}]", side * leading(side)) for i in range(squares))
+        yield from ((f"ns[{i}]", max(self._held())) for i in (0, 1))
+
+    def _row_buffers(self) -> Iterator[tuple[str, int]]:
+        kp, fp = leading(self.K + 1 if self.degree else self.K), leading(self.F)
+        yield from (("q", self.C * kp), ("k", self.rows * kp))
+        for l, (_, out) in enumerate(self.matrices):
+            yield f"d[{l}]", self.rows * leading(out)
+        if self.deep:
+            yield from (("h", self.rows * fp), ("b", self.rows * fp))
+            yield from ((f"queries[{l}]", self.C * fp) for l in range(self.first_layer))
+            yield "query_h", self.C * fp
+
+    def backward_buffers(self) -> Iterator[tuple[str, int]]:
+        """Those of the backward (take_backward); adjoints are named g."""
+        state, rows, pairs = sum(self._held()), self.rows, self.C * leading(self.rows)
+        kp, vp = leading(self.K + 1 if self.degree else self.K), leading(self.V)
+        fp = leading(self.F)
+        wide = rows * max(kp, vp, fp)
+        yield from self._common_buffers()
+        yield from ((f"g.{name}", self.C) for name in ("p", "s", "m", "alpha", "theta", "eta"))
+        yield from (("g.a_last", leading(rows)), ("g.scales", 5 * self.threads))
+        yield "g.weights", state
+        if self.momentum:
+            yield "g.momentum", state
+        if self.muon:
+            yield from self._schulz_buffers(4)
+        yield from self._row_buffers()
+        yield "g.y", self.C * vp
+        yield from ((f"g.d[{l}]", rows * leading(out)) for l, (_, out) in enumerate(self.matrices))
+        yield from (("g.q", self.C * kp), ("g.k_sum", rows * kp), ("g.v_sum", rows * vp))
+        yield from (("g.wide", wide), ("a", pairs))
+        if not self.muon:
+            yield from ((name, pairs) for name in ("cf", "scores", "g.cf", "g.scores", "g.other"))
+            yield "g.wide2", wide
+        yield "g.pair", pairs
+        if self.deep:
+            for l in range(self.first_layer):
+                yield from ((f"z[{l}]", rows * fp), (f"g.queries[{l}]", self.C * fp))
+            yield from (("g.h", rows * fp), ("g.query_h", self.C * fp))
+        yield "g.reference", state
+        if self.muon:
+            segments = 2 if self.ns_every >= self.C else math.ceil(self.C / self.ns_every) + 1
+            yield from (("g.grad_o", state), ("g.grad_s", state))
+            yield "g.tape", self.ns_steps * max(self._held())
+            yield "g.segment_weights", (segments + 1) * state
+            yield "g.segment_momentum", (segments + 1) * state
+            yield "g.segment_orthogonal", segments * state
+
+    def placement(self, block_shared: int, backward: bool = False) -> Placement:
+        """With blocks that may have `block_shared` bytes: what fits is taken in order."""
+        wanted = self.backward_buffers() if backward else self.buffers()
+        taken = {name: math.ceil(floats / 4) * 4 for name, floats in wanted}
+        limit = min(sum(taken.values()), (block_shared - STATIC) // 4)
+        shared: dict[str, int] = {}
+        for name, floats in taken.items():
+            if sum(shared.values()) + floats <= limit:
+                shared[name] = floats
+        device = {name: floats for name, floats in taken.items() if name not in shared}
+        states = {"g.weights", "g.momentum"} if backward else {"weights", "momentum"}
+        on_chip = not states & device.keys()
+        return Placement(shared, device, 4 * limit, on_chip)
+
+    @property
+    def threads(self) -> int:
+        def tiles(m: int, n: int) -> int:
+            return math.ceil(m / TILE_ROWS) * math.ceil(n / TILE_COLUMNS)
+
+        most = tiles(self.C, self.rows)
+        for width, out in self.matrices:
+            most = max(most, tiles(width, out), tiles(self.rows, out))
+        return 32 * min(WARPS, max(2, 1 << (most - 1).bit_length()))

@@ -1,0 +1,286 @@
+"""What the Omega rule's CUDA kernels hold, execute and move (docs/cuda.md).
+
+Products are those of omega_dual.cuh, omega_muon.cuh and their backwards, one for one; in the
+backward the formulas of docs/math/omega_rule.md, sections 5 to 7, and what is computed anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench.cuda_work import BYTES, Device, Work
+from bench.omega_buffers import MEMORIES, TILE_COLUMNS, TILE_ROWS, OmegaMemory
+
+__all__ = ["MEMORIES", "OmegaRule", "Product", "omega_rule", "omega_rule_update"]
+TF32_DEPTH = 8  # of one mma
+
+
+@dataclass(frozen=True)
+class Product:
+    """[m, n] = [m, depth] [depth, n] by block_product."""
+
+    m: int
+    n: int
+    depth: int
+
+    @property
+    def useful(self) -> int:
+        return 2 * self.m * self.n * self.depth
+
+    def tile_rows(self, warps: int) -> int:
+        """Of a tile in plain tf32: two_bands_pay in block.cuh."""
+        one, two = (
+            math.ceil(
+                math.ceil(self.m / (bands * TILE_ROWS)) * math.ceil(self.n / TILE_COLUMNS) / warps
+            )
+            for bands in (1, 2)
+        )
+        return 2 * TILE_ROWS if 5 * two < 4 * one else TILE_ROWS
+
+    def executed(self, warps: int, tf32: bool, split: bool = False) -> int:
+        """By FFMA or mma of a block; split tf32 makes three mma."""
+        rows = self.tile_rows(warps) if tf32 and not split else TILE_ROWS
+        tiles = math.ceil(self.m / rows) * math.ceil(self.n / TILE_COLUMNS)
+        step = TF32_DEPTH if tf32 else 1
+        times = 3 if split and tf32 else 1
+        return times * 2 * rows * TILE_COLUMNS * tiles * math.ceil(self.depth / step) * step
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens of a chunk and the window rows before them."""
+
+    position: int
+    tokens: int
+    overhang: int
+    ends: bool  # the call's last
+
+    @property
+    def rows(self) -> int:
+        return self.overhang + self.tokens
+
+
+@dataclass(frozen=True)
+class OmegaRule(OmegaMemory):
+    """One (sequence, head) of a call whose tokens begin at position 0."""
+
+    def chunks(self, tokens: int) -> Iterator[Chunk]:
+        for first in range(0, tokens, self.C):
+            count = min(self.C, tokens - first)
+            yield Chunk(first, count, min(self.W - 1, first), first + count == tokens)
+
+    def segments(self, chunk: Chunk) -> Iterator[tuple[int, int, bool]]:
+        """First and last token of each, and whether the memory is written at the last."""
+        first = 0
+        while first < chunk.tokens:
+            write = first + self.ns_every - 1 - (chunk.position + first) % self.ns_every
+            last = min(write, chunk.tokens - 1)
+            yield first, last, write < chunk.tokens
+            first = last + 1
+
+    def segment_rows(self, chunk: Chunk, first: int, last: int) -> int:
+        """Window rows that the segment's tokens see."""
+        return chunk.overhang + last + 1 - max(0, chunk.overhang + first - (self.W - 1))
+
+    def _read(self, rows: int, layer: int) -> Iterator[Product]:
+        width, out = self.matrices[layer]
+        for part in self._parts(width, layer):
+            yield Product(rows, out, part)
+
+    def _write(self, rows: int, layer: int) -> Iterator[Product]:
+        width, out = self.matrices[layer]
+        for part in self._parts(width, layer):
+            yield Product(part, out, rows)
+
+    def _parts(self, width: int, layer: int) -> list[int]:
+        """The polynomial map's features come tile by tile."""
+        step = self.lift_tile if self.degree and layer < self.first_layer else width
+        return [min(step, width - first) for first in range(0, width, step)]
+
+    def _signals(self, rows: int) -> Iterator[Product]:
+        if not self.deep:
+            yield from self._read(rows, 0) if self.l2 else ()
+            return
+        for layer in range(self.first_layer):
+            yield from self._read(rows, layer)
+        if self.l2:
+            yield Product(rows, self.V, self.F)
+        yield Product(rows, self.F, self.V)
+
+    def schulz(self, width: int, out: int) -> Iterator[Product]:
+        short, long = min(width, out), max(width, out)
+        for _ in range(self.ns_steps):
+            yield from (Product(short, short, long), Product(short, short, short))
+            yield Product(width, out, short)
+
+    def _dual_chunk(self, chunk: Chunk, advance: bool) -> Iterator[Product]:
+        states = 2 if self.momentum else 1
+        for layer, (_, out) in enumerate(self.matrices):
+            if layer == 0 or layer == self.first_layer:  # the layers that see phi share scores
+                depth = self.K if layer < self.first_layer else self.F
+                yield Product(chunk.tokens, chunk.rows, depth)
+            for _ in range(states):
+                yield from self._read(chunk.tokens, layer)
+            yield Product(chunk.tokens, out, chunk.rows)
+        for layer in range(len(self.matrices)) if advance else ():
+            for _ in range(states):
+                yield from self._write(chunk.rows, layer)
+
+    def _muon_chunk(self, chunk: Chunk) -> Iterator[Product]:
+        for first, last, writes in self.segments(chunk):
+            rows, layers = self.segment_rows(chunk, first, last), range(len(self.matrices))
+            if writes or self.momentum:
+                for layer in layers:
+                    yield from self._write(rows, layer)
+            before = last - first + (0 if writes else 1)
+            for layer in layers if before else ():
+                yield from self._read(before, layer)
+            if writes:
+                for layer, matrix in enumerate(self.matrices):
+                    yield from self.schulz(*matrix)
+                    yield from self._read(1, layer)
+
+    def products(self, tokens: int, final_state: bool = False) -> Iterator[Product]:
+        """Of the forward."""
+        for chunk in self.chunks(tokens):
+            yield from self._signals(chunk.rows)
+            if self.muon:
+                yield from self._muon_chunk(chunk)
+            else:
+                yield from self._dual_chunk(chunk, final_state or not chunk.ends)
+
+    def update_products(self) -> Iterator[Product]:
+        """Of one token, without Newton-Schulz."""
+        yield from self._signals(self.W)
+        for layer in range(len(self.matrices)):
+            yield from self._write(self.W, layer)
+            yield from self._read(1, layer)
+
+    def backward_products(self, tokens: int) -> Iterator[Product]:
+        """(20) to (31), (38) and (45); (39) to (44) with Newton-Schulz."""
+        for chunk in self.chunks(tokens):
+            yield from self._signals(chunk.rows)
+            for layer, matrix in enumerate(self.matrices):
+                yield from self._signals_backward(chunk.rows, layer, *matrix)
+            if self.muon:
+                yield from self._muon_backward(chunk)
+            else:
+                yield from self._dual_backward(chunk)
+
+    def _signals_backward(self, rows: int, layer: int, width: int, out: int) -> Iterator[Product]:
+        last = layer == len(self.matrices) - 1
+        if last and self.deep:  # ge += W2 gb, gW2 += e gbᵀ
+            yield from (Product(rows, out, width), Product(width, out, rows))
+        if self.l2 or not last:  # gW += gz inputᵀ, ginput += Wᵀ gz
+            yield from (Product(width, out, rows), Product(rows, width, out))
+
+    def _dual_backward(self, chunk: Chunk) -> Iterator[Product]:
+        n, rows, states = chunk.tokens, chunk.rows, 2 if self.momentum else 1
+        for layer, (width, out) in enumerate(self.matrices):
+            inner = self.K if layer < self.first_layer else self.F
+            if layer == 0 or layer == self.first_layer:
+                yield Product(n, rows, inner)  # P
+                yield from (Product(n, inner, rows), Product(rows, inner, n))  # gu, gx by gP
+            yield from (Product(n, rows, out), Product(rows, out, n))  # B, gd
+            if self.deep and layer < self.first_layer:  # z of the queries, anew
+                yield Product(n, out, rows)
+                yield from (p for _ in range(states) for p in self._read(n, layer))
+            if self.deep and layer == 0:
+                yield Product(n, rows, inner)  # P for z
+            for _ in range(states):
+                yield Product(n, out, width)  # M_hat u
+                yield Product(rows, out, width)  # hM
+                yield Product(width, out, n)  # gM_hat
+                yield Product(n, width, out)  # gu
+                yield Product(rows, width, out)  # gx
+
+    def _back(self, rows: int, layer: int) -> Iterator[Product]:
+        width, out = self.matrices[layer]
+        for part in self._parts(width, layer):
+            yield Product(rows, part, out)
+
+    def _muon_backward(self, chunk: Chunk) -> Iterator[Product]:
+        layers = range(len(self.matrices))
+        for first, last, writes in self.segments(chunk):
+            rows, before = self.segment_rows(chunk, first, last), last - first + (not writes)
+            advances = layers if writes or self.momentum else ()
+            for layer in advances:  # S and O of the write, anew
+                yield from self._write(rows, layer)
+            for matrix in self.matrices if writes else ():
+                yield from self.schulz(*matrix)
+                yield from self._schulz_backward(*matrix)
+            for tokens, decays in ((int(writes), False), (before, True)):
+                for layer in layers if tokens else ():
+                    if decays:  # M u, for the decays' gradients
+                        yield from self._read(tokens, layer)
+                    yield from (*self._write(tokens, layer), *self._back(tokens, layer))
+                    if self.deep and layer < self.first_layer:  # z of the queries
+                        yield from self._read(tokens, layer)
+            for layer in advances:  # (44)
+                yield from (*self._read(rows, layer), *self._back(rows, layer))
+
+    def _schulz_backward(self, width: int, out: int) -> Iterator[Product]:
+        short, long = min(width, out), max(width, out)
+        square, gram = Product(short, short, short), Product(short, short, long)
+        apply = Product(width, out, short)
+        for step in range(self.ns_steps):
+            yield from (gram, gram, square, square, apply, apply)
+            if step > 0:  # the iterates, anew
+                yield from (gram, square, apply)
+
+
+def omega_rule(
+    rule: OmegaRule,
+    sequences: int,
+    heads: int,
+    tokens: int,
+    dtype: str,
+    device: Device,
+    *,
+    tf32: bool = False,
+    backward: bool = False,
+) -> Work:
+    """Inputs, output and M_0 are moved once; the backward also reads its checkpoints."""
+    items, element = sequences * heads, BYTES[dtype]
+    on_tensor_cores = device.capability >= 80 and (dtype != "float32" or tf32)
+    made = list(rule.backward_products(tokens) if backward else rule.products(tokens))
+    place = rule.placement(device.block_shared, backward)
+    token = element * (2 * rule.K + 2 * rule.V) + 4 * (rule.W + 2 + rule.momentum)
+    moved = items * tokens * token + heads * 4 * rule.size
+    states = len(list(rule.chunks(tokens))) * (2 if rule.momentum else 1)
+    if backward:  # the gradients are as large as the inputs
+        moved += items * (tokens * (token - element * rule.V) + states * 4 * rule.size)
+        moved += heads * 4 * rule.size
+    # A buffer in scratch is written and read in every chunk, once at least.
+    scratch = 2.0 * items * len(list(rule.chunks(tokens))) * place.scratch_bytes
+    return Work(
+        kernel=f"{'Newton-Schulz' if rule.muon else 'dual'} form",
+        arithmetic="tf32" if on_tensor_cores else "float",
+        useful=float(items * sum(product.useful for product in made)),
+        executed=float(
+            items * sum(p.executed(rule.threads // 32, on_tensor_cores, rule.muon) for p in made)
+        ),
+        moved=float(moved),
+        scratch=scratch,
+        blocks=min(items, device.multiprocessors) if place.scratch_bytes else items,
+        threads=rule.threads,
+        shared=place.shared_bytes,
+    )
+
+
+def omega_rule_update(
+    rule: OmegaRule, rows: int, heads: int, dtype: str, *, state_bytes: int = 4
+) -> Work:
+    """One token for each row: the state is read and written, M_ref is read and once a chunk
+    written, the window moves on by a slot."""
+    element, items = BYTES[dtype], rows * heads
+    states = (2 if rule.momentum else 1) * 2 + 1 + 1 / rule.C
+    window = 2 * (rule.W - 1) * (rule.K + rule.V) * element
+    token = element * (2 * rule.K + 2 * rule.V) + 4 * (rule.W + 2 + rule.momentum)
+    useful = float(sum(product.useful for product in rule.update_products()))
+    schulz = (product.useful for matrix in rule.matrices for product in rule.schulz(*matrix))
+    useful += sum(schulz) / rule.ns_every
+    moved = items * (state_bytes * states * rule.size + window + token)
+    return Work("update", "float", items * useful, items * useful, moved)

@@ -1,0 +1,178 @@
+"""Plants faults of algebra in the CUDA kernels of the Omega rule; the registry must catch each.
+
+A fault is a change of the source text. Its kernel is compiled by g++ into a copy of the emulated
+library, on which the registry's cases run against the float64 reference: at least one must fail.
+Without a fault all must pass. Usage, after `make emulate`::
+
+    python tests/mutants.py [part of a name ...]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "emulated"
+
+
+class Fault(NamedTuple):
+    name: str
+    unit: str  # the .cu that sees the change
+    file: str
+    before: str
+    after: str
+
+
+FORWARD, BACKWARD, UPDATE = "omega_rule.cu", "omega_rule_backward.cu", "omega_update.cu"
+
+# fmt: off
+FAULTS = [
+    Fault("overhang dropped", FORWARD, "omega_chunk.cuh",
+          "static_cast<int>(smaller(o.window - 1, c.position))", "0"),
+    Fault("read before write", FORWARD, "omega_dual.cuh",
+          "-w.cf[at] * kernel_of_score",
+          "(i < c.overhang + t ? -w.cf[at] : 0.0f) * kernel_of_score"),
+    Fault("wrong decay index", FORWARD, "omega_chunk.cuh",
+          "cf = w.alpha[t] * cf", "cf = w.alpha[t > 0 ? t - 1 : 0] * cf"),
+    Fault("momentum decays from the wrong token", FORWARD, "omega_chunk.cuh",
+          "a = w.theta[t] * a + band", "a = w.theta[c.tokens - 1 - t] * a + band"),
+    Fault("eta inside Newton-Schulz", FORWARD, "omega_muon.cuh",
+          "eta * w.orthogonal[at]", "w.orthogonal[at]"),
+    Fault("Newton-Schulz on the memory", FORWARD, "omega_muon.cuh",
+          "orthogonalise<kArithmetic>(w.orthogonal, w.momentum,",
+          "orthogonalise<kArithmetic>(w.orthogonal, w.weights,"),
+    Fault("writes counted from the chunk", FORWARD, "omega_muon.cuh",
+          "first + o.ns_every - 1 - (c.position + first) % o.ns_every",
+          "first + o.ns_every - 1 - first % o.ns_every"),
+    Fault("state shared across the batch", FORWARD, "omega_states.cuh",
+          "item.n * t.stride[0] + item.head * t.stride[1] + item.value_at",
+          "item.head * t.stride[1] + item.value_at"),
+    Fault("state shared across the heads", FORWARD, "omega_states.cuh",
+          "item.n * t.stride[0] + item.head * t.stride[1] + item.value_at",
+          "item.n * t.stride[0] + item.value_at"),
+    Fault("chunk-end leak", FORWARD, "omega_dual.cuh",
+          "  scan_chunk(w, o, in, true);\n  __syncthreads();\n",
+          "  scan_chunk(w, o, in, true);\n  __syncthreads();\n"
+          "  if (!is_deep(o)) dual_advance<kArithmetic>(w, o, 0);\n"),
+    Fault("error signals at the moving memory", FORWARD, "omega_forward.cuh",
+          "set_memory(w.reference, args.options, args.in.chunk_weights, item);",
+          "set_memory(w.reference, args.options, w.weights);"),
+    Fault("gate of W3 forgotten", FORWARD, "omega_memory.cuh",
+          "w.d[0][at] = b * z3 * act.slope;", "w.d[0][at] = b * act.slope;"),
+    Fault("inner gradient detached from M_ref", BACKWARD, "omega_backward.cuh",
+          "  signals_to_reference<kArithmetic>(w, g, o, reference);\n", ""),
+    Fault("inner gradient detached from the keys", BACKWARD, "omega_dual_backward.cuh",
+          "      signals_to_inputs<kArithmetic>(w, g, o, out, ld, first, count);\n    });\n"
+          "  if (!is_deep(o)) return;", "    });\n  if (!is_deep(o)) return;"),
+    Fault("no second derivative of the activation", BACKWARD, "omega_memory_backward.cuh",
+          "g.d[0][at] = d1 * b * act.curve;", "g.d[0][at] = 0;"),
+    Fault("gradient detached from Newton-Schulz", BACKWARD, "omega_muon_backward.cuh",
+          "each_weight(o, [&](int at) { grad_s[at] += through[at]; });", ""),
+    Fault("overhang's gradients lost", BACKWARD, "omega_backward.cuh",
+          "i < next ? 0.0f : scratch[(i - next) * ld + j]", "0.0f"),
+    Fault("gradient of the entering momentum decays twice", BACKWARD, "omega_dual_backward.cuh",
+          "w.p[last] * grad_s - w.s[last] * grad",
+          "w.p[last] * w.p[last] * grad_s - w.s[last] * grad"),
+    Fault("scales' gradient of the kernel forgotten", BACKWARD, "omega_dual_backward.cuh",
+          "grad_scale[l] += 2.0f * w.c[l] * power", "grad_scale[l] += w.c[l] * power"),
+]
+# fmt: on
+
+RUN = """
+import sys, torch
+from atlas_ext.testing import *
+torch.use_deterministic_algorithms(True)
+for case in cases(sys.argv[1]):
+    inputs = case.inputs(torch.float32)
+    names = case.differentiable(inputs) if sys.argv[2] == "gradients" else []
+    def run(call, inputs):
+        inputs = require_grad(inputs, names)
+        outputs = call(inputs)
+        return gradients(outputs, inputs, names, cotangents(outputs)) if names else outputs
+    wanted = run(case.run_reference, wide_inputs(inputs))
+    with emulated():
+        got = run(case.run, inputs)
+    for name, value in wanted.items():
+        if not relative_error(got[name].detach(), value) <= case.tolerance(torch.float32):
+            sys.exit(f"{case.name}: {name}")
+"""
+
+
+def command_of(unit: str) -> list[str]:
+    """How the emulated library's build compiles this unit, without optimisation."""
+    commands = json.loads((BUILD / "compile_commands.json").read_text())
+    found = next(c["command"] for c in commands if c["file"].endswith("/kernels/cuda/" + unit))
+    return [word for word in shlex.split(found) if word not in ("-O3", "-g")] + ["-O0", "-w"]
+
+
+def library_with(fault: Fault | None, folder: Path) -> Path:
+    """The emulated library whose `fault.unit` is compiled from the changed source."""
+    objects = sorted(BUILD.glob("CMakeFiles/emulated.dir/**/*.o"))
+    library = folder / next(ROOT.glob("atlas_ext/_emulated*.so")).name
+    if fault is not None:
+        sources = folder / "csrc"
+        shutil.copytree(ROOT / "csrc", sources)
+        file = sources / "kernels" / "cuda" / fault.file
+        text = file.read_text()
+        if text.count(fault.before) != 1:
+            sys.exit(f"{fault.name}: {fault.file} has its text {text.count(fault.before)} times")
+        file.write_text(text.replace(fault.before, fault.after))
+        command = [
+            word.replace(str(ROOT / "csrc"), str(sources)) for word in command_of(fault.unit)
+        ]
+        command[command.index("-o") + 1] = str(folder / "changed.o")
+        subprocess.run(command, check=True, cwd=BUILD)
+        objects = [path for path in objects if path.name != fault.unit + ".o"]
+        objects.append(folder / "changed.o")
+    torch = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.__path__[0])"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    link = ["g++", "-shared", "-o", library, *objects, BUILD / "libatlas_emulation.a",
+            f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl", "-lpthread"]  # fmt: skip
+    subprocess.run([str(word) for word in link], check=True)
+    return library
+
+
+def caught_by(fault: Fault | None, what: tuple[str, str]) -> str | None:
+    """The first case and tensor that are wrong; None if all are right."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = library_with(fault, Path(folder))
+        environment = {**os.environ, "ATLAS_EXT_EMULATED_LIBRARY": str(library),
+                       "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", RUN, *what], env=environment,
+                              capture_output=True, text=True)  # fmt: skip
+    return None if done.returncode == 0 else (done.stderr.strip() or "crash").splitlines()[-1]
+
+
+def check(fault: Fault) -> bool:
+    op = "omega_rule_update" if fault.unit == UPDATE else "omega_rule"
+    caught = caught_by(fault, (op, "gradients" if fault.unit == BACKWARD else "values"))
+    print(f"{fault.name}: {'NOT CAUGHT' if caught is None else 'caught by ' + caught}", flush=True)
+    return caught is not None
+
+
+def main(parts: list[str]) -> None:
+    chosen = [f for f in FAULTS if not parts or any(part in f.name for part in parts)]
+    wrong = caught_by(None, ("omega_rule", "gradients"))
+    if wrong is not None:
+        sys.exit(f"without a fault: {wrong}")
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        caught = list(pool.map(check, chosen))
+    print(f"{sum(caught)} of {len(chosen)} faults caught")
+    sys.exit(not all(caught))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,158 @@
+"""The Omega rule's CUDA kernels, emulated, beyond the registry: sizes that take other paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import atlas_ext
+from atlas_ext import testing
+from atlas_ext.testing import Case, _omega
+
+try:
+    with testing.emulated():
+        pass
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+F32 = torch.float32
+
+
+@pytest.fixture
+def device() -> Iterator[Any]:
+    with testing.emulated() as module:
+        yield module
+
+
+def run(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Outputs and gradients of a case, whichever kernels are in use."""
+    inputs = case.inputs(dtype)
+    names = case.differentiable(inputs)
+    inputs = testing.require_grad(inputs, names)
+    outputs = case.run(inputs)
+    return outputs, testing.gradients(outputs, inputs, names, testing.cotangents(outputs))
+
+
+def assert_right(case: Case, dtype: torch.dtype = F32) -> None:
+    outputs, grads = run(case, dtype)
+    inputs = case.inputs(dtype)
+    names = case.differentiable(inputs)
+    wide = testing.require_grad(testing.wide_inputs(inputs), names)
+    wanted = case.run_reference(wide)
+    wanted_grads = testing.gradients(wanted, wide, names, testing.cotangents(wanted))
+    for found, truth in ((outputs, wanted), (grads, wanted_grads)):
+        errors = {name: testing.relative_error(found[name].detach(), truth[name]) for name in truth}
+        bad = {
+            name: f"{error:.1e}"
+            for name, error in errors.items()
+            if not error <= case.tolerance(dtype)
+        }
+        assert not bad, bad
+
+
+SLICED = {
+    "residual": {"K": 32, "V": 32, "residual": True},
+    "state": {"V": 48, "positions": (3, 9), "theta": True},
+    "packed": {"K": 6, "V": 32, "degree": 2, "lengths": (7, 0, 12), "per_sequence": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLICED)
+def test_slices_of_v(name: str, device: Any) -> None:
+    """Few heads, many multiprocessors: blocks share a linear memory's outputs."""
+    lead = (1, 19) if name == "packed" else (2, 19)
+    case = _omega(name, "", lead, W=5, chunk_size=8, **SLICED[name])
+    device.reset_counters()
+    with torch.no_grad():
+        case.run(case.inputs(F32))
+    items = 6 if name == "packed" else 4
+    assert device.counters()["blocks"] in (2 * items, 4 * items)
+    assert_right(case)
+
+
+LARGE = {
+    "linear": {"K": 40, "V": 36, "theta": True},
+    "features": {"K": 9, "V": 20, "degree": 2, "scales": True, "theta": True},
+    "many_features": {"K": 14, "V": 8, "degree": 3, "W": 40, "chunk_size": 48},
+    "mlp": {"K": 24, "V": 28, "F": 40, "memory": "mlp", "theta": True},
+    "gated": {"K": 16, "V": 16, "F": 48, "memory": "gated_mlp", "theta": True, "residual": True},
+    "muon": {"K": 24, "V": 40, "theta": True, "ns_steps": 3, "ns_every": 8},
+    "mlp_muon": {"K": 12, "F": 32, "memory": "mlp", "ns_steps": 2, "ns_every": 16, "degree": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_buffers_in_device_memory(name: str) -> None:
+    """What does not fit in sm_75's shared memory, and blocks that take items in turn."""
+    options = {"W": 12, "chunk_size": 32, "H": 2, **LARGE[name]}
+    case = _omega(name, "", (2, 75), **options)
+    with testing.emulated(capability=75) as module:
+        module.set_device(75, multiprocessors=3)
+        module.reset_counters()
+        with torch.no_grad():
+            case.run(case.inputs(F32))
+        assert module.counters()["blocks"] in (3, 4)
+        assert_right(case)
+
+
+@pytest.mark.parametrize("capability", [75, 86, 90])
+@pytest.mark.parametrize("name", ["ragged", "mlp_features", "gated_muon"])
+def test_other_devices(name: str, capability: int) -> None:
+    case = next(c for c in testing.cases("omega_rule") if c.name == name)
+    with testing.emulated(capability=capability):
+        for dtype in (F32, torch.bfloat16):
+            assert_right(case, dtype)
+
+
+@pytest.mark.parametrize("memory", ["linear", "mlp"])
+def test_causality_is_bitwise(memory: str, device: Any) -> None:
+    case = _omega("causal", "", (1, 23), W=4, memory=memory, theta=True, chunk_size=8)
+    inputs = case.inputs(F32)
+    with torch.no_grad():
+        before = case.run(inputs)["o"]
+        for t in (3, 8, 15, 22):
+            later = dict(inputs)
+            for name in ("q", "k", "v", "gamma", "eta", "log_alpha", "log_theta"):
+                later[name] = inputs[name].clone()
+                later[name][:, t] *= 0.5
+            assert torch.equal(case.run(later)["o"][:, :t], before[:, :t])
+
+
+@pytest.mark.parametrize("bounds", [(0, 30, 11), (-4, 3, 11), (0, 7, 5), (3, 3, 3)])
+def test_wrong_cu_seqlens_touch_nothing_foreign(bounds: tuple[int, ...], device: Any) -> None:
+    """Their values cannot be read without waiting for the device; the kernel clamps them."""
+    case = _omega("packed", "", (1, 11), lengths=(5, 6), theta=True, chunk_size=4)
+    inputs = case.inputs(F32)
+    inputs["cu_seqlens"] = torch.tensor(bounds, dtype=torch.int32)
+    run_inputs = testing.require_grad(inputs, ["q", "v"])
+    o = case.run(run_inputs)["o"]
+    assert o.shape == (1, 11, 2, 3)
+    torch.autograd.grad(o.nan_to_num().sum(), [run_inputs["q"], run_inputs["v"]])
+
+
+def test_negative_position_counts_as_zero(device: Any) -> None:
+    case = _omega("state", "", (1, 6), positions=(0,), chunk_size=4)
+    inputs = case.inputs(F32)
+    with torch.no_grad():
+        wanted = case.run(inputs)["o"]
+        state = inputs["initial_state"]
+        inputs["initial_state"] = state._replace(position=state.position - 3)
+        assert torch.equal(case.run(inputs)["o"], wanted)
+
+
+def test_float64_is_refused(device: Any) -> None:
+    x = torch.zeros(1, 2, 1, 3, dtype=torch.float64)
+    gates = torch.zeros(1, 2, 1, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"omega_rule: q: wanted float32, bfloat16 or float16"):
+        atlas_ext.omega_rule(
+            x,
+            x,
+            x,
+            gates.unsqueeze(-1),
+            gates,
+            weights=(torch.zeros(1, 3, 3, dtype=torch.float64),),
+        )

@@ -1,0 +1,270 @@
+"""The counts of bench/omega_work.py: by hand, and against what launchers and kernels do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import atlas_ext
+from atlas_ext import testing
+from atlas_ext.__main__ import CAPABILITIES, OMEGA, OMEGA_OPERATORS, OmegaSizes, plan_source
+from bench import roofline
+from bench.cuda_work import DEVICES
+from bench.omega_work import MEMORIES, OmegaRule, Product, omega_rule, omega_rule_update
+
+BLOCK_SHARED = {75: 64, 80: 163, 86: 99, 90: 227, 100: 227}  # KiB
+MLP_64, MLP_128 = (OmegaSizes(64, 64, F=width, matrices=2) for width in (64, 128))
+PRESET = OmegaSizes(16, 16, F=64, degree=2, matrices=3, ns_steps=5, ns_every=16)
+PLANNED = (
+    *OMEGA,
+    OmegaSizes(64, 64, momentum=0),
+    OmegaSizes(64, 64, F=64, matrices=3),
+    OmegaSizes(16, 16, F=64, degree=2, matrices=3),
+    OmegaSizes(16, 16, F=64, degree=2, matrices=2, momentum=0, ns_steps=5),
+    OmegaSizes(8, 24, W=1, C=1),
+    OmegaSizes(5, 3, F=7, W=40, C=16, degree=3, matrices=3),
+    OmegaSizes(256, 256),
+)
+
+
+@pytest.fixture
+def plan() -> Callable[..., str]:
+    """The launchers' own answer."""
+    source = plan_source("cuda_runtime" in torch.ops.atlas_ext.build_info())
+    if source is None:
+        pytest.skip("neither CUDA nor emulated kernels in this build")
+    return source[1]
+
+
+def rule_of(sizes: OmegaSizes) -> OmegaRule:
+    return OmegaRule(
+        K=sizes.K,
+        V=sizes.V,
+        F=sizes.F,
+        W=sizes.W,
+        C=sizes.C,
+        degree=sizes.degree,
+        memory=MEMORIES[sizes.matrices - 1],
+        momentum=sizes.momentum == 1,
+        ns_steps=sizes.ns_steps,
+        ns_every=sizes.ns_every,
+    )
+
+
+@pytest.mark.parametrize("op", OMEGA_OPERATORS)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("sizes", PLANNED, ids=lambda sizes: sizes.title)
+def test_placement_is_the_launchers(
+    plan: Callable[..., str], sizes: OmegaSizes, capability: int, op: str
+) -> None:
+    rule, backward = rule_of(sizes), op.endswith("backward")
+    mine = rule.placement(BLOCK_SHARED[capability] << 10, backward)
+    text = plan(op, "bfloat16", sizes, False, capability)
+    form = "Newton-Schulz" if sizes.ns_steps else "dual"
+    words = "tf32 tensor cores" if capability >= 80 else "float multiply-adds"
+    words = f"split {words}" if sizes.ns_steps and capability >= 80 else words
+    both = sizes.momentum or (sizes.ns_steps and not backward)
+    state = ("gradients of " if backward else "") + ("weights and momentum" if both else "weights")
+    where = "on chip" if mine.state_on_chip else "in device memory"
+    assert text.startswith(f"{form} form: {words}, {state} {where}, {rule.threads} threads, ")
+    found = [float(part.split()[0]) for part in text.split(", ") if "KiB" in part]
+    wanted = [mine.shared_bytes / 1024, mine.scratch_bytes / 1024]
+    assert found == pytest.approx(wanted[: 2 if mine.scratch_bytes else 1], abs=0.06)
+
+
+# The state, 4 F (D + V) bytes of an MLP and 4 F (2 D + V) of a gated one, twice, is on chip where
+# it fits beside 2 to 5 KiB of decays and, with phi, the features of a tile.
+FITS = {
+    MLP_64: {75: False, 80: True, 86: True, 90: True, 100: True},  # 2 x 32 KiB
+    MLP_128: {75: False, 80: True, 86: False, 90: True, 100: True},  # 2 x 64 KiB
+    PRESET: {75: False, 80: False, 86: False, 90: True, 100: True},  # 2 x 80.5 KiB
+    OmegaSizes(64, 64, F=256, matrices=2): dict.fromkeys(BLOCK_SHARED, False),  # 2 x 128 KiB
+    OmegaSizes(64, 64): dict.fromkeys(BLOCK_SHARED, True),  # 2 x 16 KiB
+}
+
+
+@pytest.mark.parametrize("sizes", FITS, ids=lambda sizes: sizes.title)
+def test_state_is_on_chip_where_it_fits(plan: Callable[..., str], sizes: OmegaSizes) -> None:
+    rule = rule_of(sizes)
+    layers = 2 if sizes.matrices == 3 else 1
+    inputs = rule.features * layers
+    assert rule.size == (sizes.F * (inputs + sizes.V) if sizes.F else rule.features * sizes.V)
+    for capability, fits in FITS[sizes].items():
+        text = plan("omega_rule", "float32", sizes, False, capability)
+        assert ("weights and momentum on chip" in text) == fits, capability
+        if 2 * 4 * rule.size > BLOCK_SHARED[capability] << 10:
+            assert not fits
+
+
+def test_plan_refuses_sizes(plan: Callable[..., str]) -> None:
+    names = "K, V, F, W, C, degree, matrices, momentum, ns_steps, ns_every"
+    with pytest.raises(RuntimeError, match=rf"cuda_plan: sizes: wanted {names}, got 4, 4$"):
+        plan("omega_rule", "float32", (4, 4), False, 80)
+    wrong: list[dict[str, int]] = [
+        *({name: 0} for name in ("K", "V", "W", "C", "matrices", "ns_every")),
+        {"F": 3},
+        {"matrices": 2},
+        {"degree": 5},
+        {"momentum": 2},
+        {"ns_steps": -1},
+        {"K": 65535},
+        {"matrices": 4, "F": 3},
+    ]
+    for change in wrong:
+        with pytest.raises(RuntimeError, match=rf"cuda_plan: sizes: wanted {names} with K, "):
+            plan("omega_rule", "float32", OmegaSizes(64, 64)._replace(**change), False, 80)
+    with pytest.raises(RuntimeError, match=r"sizes: wanted K < 65535, and matrices and chunks"):
+        plan("omega_rule", "float32", OmegaSizes(65000, 4, degree=4), False, 80)
+    with pytest.raises(RuntimeError, match=r"op: wanted an operator with CUDA kernels, got omega"):
+        plan("omega", "float32", OmegaSizes(64, 64), False, 80)
+
+
+def test_products_by_hand() -> None:
+    assert Product(17, 33, 9).useful == 2 * 17 * 33 * 9
+    assert Product(17, 33, 9).executed(4, True) == 2 * 32 * 64 * 16
+    assert Product(17, 33, 9).executed(4, True, split=True) == 3 * 2 * 32 * 64 * 16
+    assert Product(17, 33, 9).executed(4, False) == 2 * 32 * 64 * 9
+    assert Product(79, 64, 8).executed(8, True) == 2 * 96 * 64 * 8  # two rounds of 10, one of 6
+    assert Product(64, 64, 8).executed(8, True) == 2 * 64 * 64 * 8  # one of 8, one of 4
+
+
+# docs/math/omega_rule.md, section 3, for a chunk of n tokens and R rows.
+def dual_formula(rule: OmegaRule, n: int, rows: int) -> int:
+    states, D, V, F, K = 2 if rule.momentum else 1, rule.features, rule.V, rule.F, rule.K
+    dense = rows + states * (n + rows)
+    if not rule.deep:
+        return dense * V * D + n * rows * (K + V)
+    count = dense * F * (D + V) + rows * F * V + n * rows * (K + F) + n * rows * (F + V)
+    if rule.memory == "gated_mlp":
+        count += dense * F * D + n * rows * F
+    return count
+
+
+@pytest.mark.parametrize("momentum", [True, False])
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("degree", [0, 2])
+def test_dual_form_is_the_formula(degree: int, memory: str, momentum: bool) -> None:
+    hidden = 0 if memory == "linear" else 24
+    rule = OmegaRule(10, 12, hidden, W=6, C=16, degree=degree, memory=memory, momentum=momentum)
+    useful = sum(product.useful for product in rule.products(40, final_state=True))
+    chunks = [(16, 16), (16, 21), (8, 13)]
+    assert useful == 2 * sum(dual_formula(rule, n, rows) for n, rows in chunks)
+    ratio = sum(product.useful for product in rule.backward_products(40)) / useful
+    assert 2 < ratio < 4  # "about three forwards", and what is computed anew
+
+
+def test_backward_of_a_linear_memory_by_hand() -> None:
+    """(20) to (31) and (38) of one chunk: e, hM, hS, gx twice, (31) twice; five of the queries."""
+    rule = OmegaRule(10, 12, W=6, C=16)
+    n = rows = 16
+    dense = (1 + 2 + 2 + 2) * rows + (2 + 2 + 2) * n
+    attention = n * rows * (3 * 10 + 2 * 12)  # P, gu, gx; B, ge
+    made = sum(product.useful for product in rule.backward_products(16))
+    assert made == 2 * (dense * 10 * 12 + attention)
+
+
+def test_newton_schulz_by_hand() -> None:
+    """Two writes in a chunk of four, at positions 1 and 3; a segment of two sees three rows."""
+    rule = OmegaRule(6, 5, W=2, C=4, ns_steps=3, ns_every=2, momentum=False)
+    made = sum(product.useful for product in rule.products(4))
+    errors, advance, read = 4 * 30, (2 + 3) * 30, 2 * (30 + 30)
+    schulz = 2 * 3 * (5 * 5 * 6 + 5**3 + 6 * 5 * 5)
+    assert made == 2 * (errors + advance + read + schulz)
+
+
+COUNTED: dict[str, tuple[OmegaRule, int]] = {
+    "linear": (OmegaRule(20, 24, W=6, C=16), 40),
+    "no momentum, dot": (OmegaRule(20, 24, W=6, C=16, momentum=False, l2=False), 40),
+    "degree 2": (OmegaRule(12, 12, W=6, C=16, degree=2), 40),
+    "mlp": (OmegaRule(20, 20, 40, W=6, C=16, memory="mlp"), 40),
+    "gated, dot": (OmegaRule(20, 24, 40, W=20, C=16, memory="gated_mlp", l2=False), 40),
+    "Newton-Schulz": (OmegaRule(20, 24, W=6, C=8, ns_steps=2), 11),
+    "gated, degree 2, every fourth": (
+        OmegaRule(*(6, 6, 40), W=6, C=16, degree=2, memory="gated_mlp", ns_steps=2, ns_every=4),
+        22,
+    ),
+}
+
+
+@pytest.mark.parametrize("final_state", [True, False])
+@pytest.mark.parametrize("name", COUNTED)
+def test_executed_operations_are_those_of_the_kernel(name: str, final_state: bool) -> None:
+    """Tensor-core instructions of the emulated kernels, two sequences and two heads."""
+    try:
+        testing.has_emulated_kernel("omega_rule")
+    except ImportError as error:
+        pytest.skip(str(error))
+    rule, tokens = COUNTED[name]
+    with_backward = not final_state and testing.has_emulated_kernel("omega_rule_backward")
+    generator = torch.Generator().manual_seed(0)
+    sizes: dict[str, Any] = {"H": 2, "K": rule.K, "V": rule.V, "W": rule.W}
+    inputs = testing.omega_tensors(generator, (2, tokens), theta=rule.momentum, **sizes)
+    weights = testing.memory_weights(
+        generator, 2, V=rule.V, D=rule.features, F=rule.F, memory=rule.memory
+    )
+    narrow = testing.map_tensors(lambda _, x: x.float(), {**inputs, "weights": weights})
+    narrow |= {key: narrow[key].bfloat16() for key in "qkv"}
+    names = list(testing.named_tensors(narrow)) if with_backward else []
+    with testing.emulated() as module:
+        counts = [module.counters()["mma"]]
+        out, _ = atlas_ext.omega_rule(
+            **testing.require_grad(narrow, names),
+            chunk_size=rule.C,
+            degree=rule.degree or None,
+            objective="l2" if rule.l2 else "dot",
+            ns_steps=rule.ns_steps,
+            ns_every=rule.ns_every,
+            output_final_state=final_state,
+        )
+        counts.append(module.counters()["mma"])
+        if with_backward:
+            out.float().sum().backward()
+            counts.append(module.counters()["mma"])
+    made = [rule.products(tokens, final_state), rule.backward_products(tokens)]
+    for before, after, products in zip(counts, counts[1:], made, strict=False):
+        once = sum(p.executed(rule.threads // 32, True, rule.muon) for p in products)
+        assert (after - before) * 2 * 16 * 8 * 8 == 4 * once
+
+
+def test_work_of_a_call() -> None:
+    rule = OmegaRule(64, 64)
+    work = omega_rule(rule, 2, 4, 128, "bfloat16", DEVICES["h100"])
+    token = 2 * 4 * 64 + 4 * (16 + 3)
+    assert work.moved == 8 * 128 * token + 4 * 4 * 64 * 64
+    assert (work.arithmetic, work.blocks, work.scratch) == ("tf32", 8, 0)
+    back = omega_rule(rule, 2, 4, 128, "float32", DEVICES["a100"], backward=True)
+    token = 4 * (4 * 64 + 16 + 3)
+    assert back.arithmetic == "float"
+    assert back.moved == 8 * 128 * (2 * token - 4 * 64) + 8 * 2 * 2 * 4 * 4096 + 2 * 4 * 4 * 4096
+
+
+def test_bytes_of_decoding() -> None:
+    """Five states a token, as bench/roofline.py has it, and what that leaves out."""
+    for rule in (OmegaRule(64, 64), OmegaRule(64, 64, 256, memory="mlp")):
+        shapes = tuple((out, width) for width, out in rule.matrices)
+        work = omega_rule_update(rule, 64, 4, "float32")
+        five = roofline.omega_rule_update_bytes(64, 4, shapes)
+        rest = 64 * 4 * 4 * (rule.size / 64 + 2 * 15 * 128 + 4 * 64 + 19)
+        assert work.moved == five + rest
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_roofline_prints(backward: bool) -> None:
+    call = ["omega_rule", "2048", "64", "64", "--hidden", "256", "--memory", "mlp"]
+    arguments = [*call, "--heads", "8", "--device", "a100", "--dtype", "bfloat16"]
+    asked = roofline.parse([*arguments, *(["--backward"] if backward else [])])
+    text = roofline.lines(roofline.work_of(asked), DEVICES["a100"])
+    assert text[0].startswith("kernel      dual form, tf32 arithmetic on A100")
+    assert any(line.startswith("8 of 108 multiprocessors work") for line in text)
+    asked = roofline.parse(["omega_rule_update", "64", "64", "64", "--heads", "4"])
+    assert any(
+        "set by memory" in line for line in roofline.lines(roofline.work_of(asked), DEVICES["h100"])
+    )
+
+
+def test_operators_are_listed(plan: Callable[..., str]) -> None:
+    for op in OMEGA_OPERATORS:
+        assert "form: " in plan(op, "float32", PRESET, False, 80)
