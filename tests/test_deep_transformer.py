@@ -182,3 +182,22 @@ def test_a_text_of_one_token_does_not_diverge(variant: str, memory: str) -> None
         logits = model(torch.zeros(1, 192, dtype=torch.long)).logits
     assert torch.isfinite(logits).all()
     assert (logits[:, -1] - logits[:, 40]).norm() < logits[:, 40].norm()
+
+
+@pytest.mark.parametrize("name", ["deep_transformer", "dot_linear", "dot_gated"])
+def test_blocks_compile(name: str) -> None:
+    """fullgraph: outputs, gradients, and a token from the state."""
+    torch.compiler.reset()
+    block = make_model(name).blocks[0]
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 12, 16)
+    results = []
+    for function in (block, compiled):
+        block.zero_grad()
+        y, state = function(x, None, None, True)
+        y.square().sum().backward()
+        with torch.no_grad():
+            step, _ = function(x[:, :1], state.map(torch.Tensor.detach), None, True)
+        results.append([y, step, *(p.grad for p in block.parameters())])
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, eager, rtol=1e-4, atol=1e-5)

@@ -12,8 +12,10 @@ from ..layers import (
     SlidingWindowAttention,
 )
 from .config import AtlasConfig
-from .language_model import LanguageModel
+from .language_model import IGNORED_LABEL, AtlasOutput, LanguageModel, next_token_loss
 from .variants import ATLAS_VARIANTS
+
+__all__ = ["IGNORED_LABEL", "Atlas", "AtlasOutput", "next_token_loss"]
 
 # what an OmegaMemory takes from the configuration, under the same names
 MEMORY_OPTIONS = (

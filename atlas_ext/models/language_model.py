@@ -116,6 +116,9 @@ class LanguageModel(nn.Module):
         """What `compute_logits` takes, from embeddings; the cache is updated in place.
 
         The input of each block is appended to `trace`.
+
+        Raises:
+            ValueError: the cache has another number of layers.
         """
         states: list[LayerState] | list[None] = [None] * len(self.blocks)
         if cache is not None and cache.layers:
@@ -139,7 +142,8 @@ class LanguageModel(nn.Module):
             new_states.append(state)
         if cache is not None:
             cache.layers = new_states
-        return self.norm(x)  # type: ignore[no-any-return]
+        y: Tensor = self.norm(x)
+        return y
 
     def compute_logits(self, x: Tensor) -> Tensor:  # [..., hidden_size] -> [..., vocab_size]
         """Scores of the next token, from the result of `encode`."""
