@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,6 +92,20 @@ class OmegaState(NamedTuple):
             v_tail=tail(value_dim),
             position=torch.zeros(num_sequences, dtype=torch.int64, device=device),
         )
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> OmegaState:
+        """The state with ``function`` applied to every tensor."""
+
+        def apply(field: Tensor | tuple[Tensor, ...] | None) -> Any:
+            if isinstance(field, tuple):
+                return tuple(function(tensor) for tensor in field)
+            return None if field is None else function(field)
+
+        return OmegaState(*(apply(field) for field in self))
+
+    def detach(self) -> OmegaState:
+        """The state without autograd history (truncated backpropagation through time)."""
+        return self.map(torch.detach)
 
 
 class ExpOmegaState:

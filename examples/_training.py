@@ -31,19 +31,22 @@ HELD_OUT_WINDOWS = 128
 class Interrupt:
     """Remembers Ctrl-C until the step at hand is complete; a second one acts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *signals: signal.Signals) -> None:
         self.requested = False
+        self._signals = signals or (signal.SIGINT,)
 
     def __enter__(self) -> Interrupt:
-        self._previous = signal.signal(signal.SIGINT, self._remember)
+        self._previous = {each: signal.signal(each, self._remember) for each in self._signals}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for each, previous in self._previous.items():
+            signal.signal(each, previous)
 
     def _remember(self, _signal: int, _frame: FrameType | None) -> None:
         self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for each in self._signals:
+            signal.signal(each, signal.default_int_handler)
 
 
 @dataclass
@@ -62,6 +65,9 @@ class Run:
     Options are those of the command line: steps, batch, seq_len, lr, weight_decay, seed.
     """
 
+    stop_signals: tuple[signal.Signals, ...] = (signal.SIGINT,)
+    quiet = False  # no progress bar
+
     def __init__(
         self, name: str, config: AtlasConfig, options: dict[str, Any], device: str, folder: Path
     ) -> None:
@@ -71,7 +77,7 @@ class Run:
         self.path = folder / f"{name}.safetensors"
         self.history = History()
         torch.manual_seed(options["seed"])
-        self.model = Atlas(config).to(self.device)
+        self.model = self.make_model(config)
         matrices = [p for p in self.model.parameters() if p.dim() == 2]
         others = [p for p in self.model.parameters() if p.dim() != 2]
         self.optimizer = torch.optim.AdamW(
@@ -83,6 +89,10 @@ class Run:
             betas=(0.9, 0.99),
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._schedule)
+
+    def make_model(self, config: AtlasConfig) -> Atlas:
+        """A fresh model on the run's device."""
+        return Atlas(config).to(self.device)
 
     @property
     def step(self) -> int:
@@ -112,27 +122,38 @@ class Run:
         self.optimizer.zero_grad()
         loss = self.model(ids, labels=ids).loss
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         # a memory can overflow while it learns; its NaN must not reach the parameters
-        if torch.isfinite(norm):
+        if math.isfinite(self.clip_gradients()):
             self.optimizer.step()
         else:
             self.history.skipped += 1
         self.scheduler.step()
         return loss.item() / math.log(2)
 
-    def train(self, text: Text) -> bool:
-        """Trains to the end of the schedule; False if interrupted. Saves in both cases."""
+    def clip_gradients(self) -> float:
+        """Scales the gradients to a norm of at most 1; returns the norm they had."""
+        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
+
+    def must_stop(self, requested: bool) -> bool:
+        """Whether to stop before the next step."""
+        return requested
+
+    def train(self, text: Text, stop_after: int | None = None, save_every: int = 0) -> bool:
+        """Trains to the end of the schedule; False if interrupted. Saves in both cases.
+
+        Also stops when `stop_after` steps are done; also saves after every `save_every` steps.
+        """
         steps, batch = self.options["steps"], self.options["batch"]
         length, seed = self.options["seq_len"], self.options["seed"]
         windows = held_out_windows(text, EVALUATION_WINDOWS, length)
         tokens = batch * length
-        with Interrupt() as interrupt, tqdm(
+        last = steps if stop_after is None else min(steps, stop_after)
+        with Interrupt(*self.stop_signals) as interrupt, tqdm(
             desc=self.name, total=steps * tokens, initial=self.step * tokens,
-            unit="tok", unit_scale=True, dynamic_ncols=True,
+            unit="tok", unit_scale=True, dynamic_ncols=True, disable=self.quiet,
             mininterval=0.2 if sys.stderr.isatty() else 5.0,  # a log file gets few lines
         ) as bar:  # fmt: skip
-            while self.step < steps and not interrupt.requested:
+            while self.step < last and not self.must_stop(interrupt.requested):
                 started = time.perf_counter()
                 ids = training_batch(text, self.step, batch, length, seed)
                 self.history.loss.append(self.train_step(ids))
@@ -143,6 +164,8 @@ class Run:
                 recent = self.history.loss[-20:]
                 bar.set_postfix_str(f"{sum(recent) / len(recent):.3f} bits per byte", refresh=False)
                 bar.update(tokens)
+                if save_every and self.step % save_every == 0 and self.step < last:
+                    self.save()
         self.save()
         return self.step >= steps
 
@@ -158,19 +181,34 @@ class Run:
             bits.append(scores.view(len(ids), -1).mean(1).cpu() / math.log(2))
         return torch.cat(bits)
 
+    def describe(self) -> dict[str, Any]:
+        """All of a run but its tensors, for a JSON file."""
+        return {
+            "config": self.model.config.to_dict(),
+            "options": self.options,
+            "scheduler": self.scheduler.state_dict(),
+            "history": vars(self.history),
+        }
+
+    def take_up(self, about: dict[str, Any]) -> None:
+        """The inverse of `describe`, for a run that was made with its options."""
+        self.scheduler.load_state_dict(about["scheduler"])
+        history = dict(about["history"])
+        held_out = [(step, bits) for step, bits in history.pop("held_out")]
+        self.history = History(**history, held_out=held_out)
+
+    @classmethod
+    def read_about(cls, folder: Path, name: str) -> dict[str, Any]:
+        """What `describe` wrote into the checkpoint of a run."""
+        return read_checkpoint(folder / f"{name}.safetensors")[1]
+
     def save(self) -> None:
         """Writes model, optimiser, schedule and history to one safetensors file."""
         state = self.optimizer.state_dict()
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, moments in state["state"].items():
             tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in moments.items()}
-        about = {
-            "config": self.model.config.to_dict(),
-            "options": self.options,
-            "param_groups": state["param_groups"],
-            "scheduler": self.scheduler.state_dict(),
-            "history": vars(self.history),
-        }
+        about = self.describe() | {"param_groups": state["param_groups"]}
         metadata = {key: json.dumps(value) for key, value in about.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # written beside and moved into place: an interrupted save leaves the old file whole
@@ -187,9 +225,11 @@ class Run:
             index, _, key = name.partition(".")
             moments.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({"state": moments, "param_groups": about["param_groups"]})
-        self.scheduler.load_state_dict(about["scheduler"])
-        held_out = [(step, bits) for step, bits in about["history"].pop("held_out")]
-        self.history = History(**about["history"], held_out=held_out)
+        self.take_up(about)
+
+    def gather(self) -> Run:
+        """The run with all of its weights in this process, to measure and to sample from."""
+        return self
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

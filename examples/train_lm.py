@@ -5,9 +5,11 @@
     python examples/train_lm.py --out mine --ablations no-muon window-1 no-polynomial
     python examples/train_lm.py --out demo --resume         # go on after Ctrl-C
     python examples/train_lm.py --out demo --sample --prompt "def "
+    torchrun --nproc-per-node 2 examples/train_lm.py --out big --save-every 100   # and --resume
 
 All models have the same width, depth and heads and see the same batches for the same number of
-steps; an ablation lacks one thing that Atlas's memory has, or all of them (gated-delta).
+steps; an ablation lacks one thing that Atlas's memory has, or all of them (gated-delta). Under
+torchrun each process holds a part of the weights and trains on a part of each batch.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from _data import (
 from _models import ABLATIONS, DEFAULT_ABLATIONS, FIRST, make_configs
 from _profile import operator_shares
 from _report import Result, compare, draw_curves, judge_baseline, result_lines, write_report
-from _training import HELD_OUT_WINDOWS, Run, load_model, read_checkpoint
+from _training import HELD_OUT_WINDOWS, Run, load_model
 
 from atlas_ext.models import Atlas, AtlasConfig
 
@@ -67,6 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(ABLATIONS)}; no name: none; default: {' '.join(DEFAULT_ABLATIONS)}",
     )  # fmt: skip
     add("--resume", action="store_true", help="go on with the runs in --out")
+    add("--save-every", type=int, default=0, help="steps between checkpoints; 0: at the end only")
+    add("--stop-after", type=int, metavar="STEP", help="stop there as if interrupted")
     add("--sample", action="store_true", help="only generate, with the model in --out")
     add("--prompt", default="def ", help="what generated text starts with")
     add("--tokens", type=int, default=400, help="bytes to generate")
@@ -74,21 +78,36 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def launched() -> bool:
+    """Whether torchrun has started this process."""
+    return torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+
+
+def run_type() -> type[Run]:
+    if not launched():
+        return Run
+    from _distributed import DistributedRun  # takes seconds to import
+
+    return DistributedRun
+
+
 def make_runs(args: argparse.Namespace) -> list[Run]:
     """Fresh runs of the first model and its ablations."""
+    kind = run_type()
     configs = make_configs(args)
     options = {name: getattr(args, name) for name in RUN_OPTIONS}
     options["models"] = list(configs)
-    return [Run(name, config, options, args.device, args.out) for name, config in configs.items()]
+    return [kind(name, config, options, args.device, args.out) for name, config in configs.items()]
 
 
 def resume_runs(args: argparse.Namespace) -> list[Run]:
     """The runs of a folder as they were left, with the options they were started with."""
-    options = read_checkpoint(args.out / f"{FIRST}.safetensors")[1]["options"]
+    kind = run_type()
+    options = kind.read_about(args.out, FIRST)["options"]
     runs = []
     for name in options["models"]:
-        about = read_checkpoint(args.out / f"{name}.safetensors")[1]
-        run = Run(name, AtlasConfig(**about["config"]), about["options"], args.device, args.out)
+        about = kind.read_about(args.out, name)
+        run = kind(name, AtlasConfig(**about["config"]), about["options"], args.device, args.out)
         run.load()
         runs.append(run)
     return runs
@@ -133,12 +152,8 @@ def report(runs: list[Run], text: Text, args: argparse.Namespace) -> int:
     return 0 if beaten else 1
 
 
-def main() -> int:
-    args = make_parser().parse_args()
-    if args.sample:
-        model = load_model(args.out / f"{FIRST}.safetensors", args.device)
-        print(generate_text(model, args))
-        return 0
+def train(args: argparse.Namespace) -> int:
+    """Trains all models and reports; under torchrun every process runs this, the first reports."""
     try:
         runs = resume_runs(args) if args.resume else make_runs(args)
     except ValueError as error:  # a configuration that makes no sense: its text says what
@@ -148,14 +163,36 @@ def main() -> int:
     check_length(text, options["seq_len"])
     for run in runs:
         run.save()  # at step 0 too, so that whatever happens next can be resumed
-    print(f"Text: {text.source}: {len(text.training):,} bytes, {len(text.held_out):,} held out")
+    say = (lambda *_: None) if runs[0].quiet else print
+    say(f"Text: {text.source}: {len(text.training):,} bytes, {len(text.held_out):,} held out")
     for run in runs:
-        print(f"{run.name}: {run.model.config.variant}, {run.parameters:,} parameters")
-        if not run.train(text):
-            print(f"\nStopped after step {run.step} of {options['steps']}; saved {run.path}.")
-            print(f"Go on with: python {sys.argv[0]} --out {args.out} --resume")
+        say(f"{run.name}: {run.model.config.variant}, {run.parameters:,} parameters")
+        if not run.train(text, args.stop_after, args.save_every):
+            say(f"\nStopped after step {run.step} of {options['steps']}; saved {run.path}.")
+            say(f"Go on with: {start_command()} --out {args.out} --resume")
             return INTERRUPTED
-    return report(runs, text, args)
+    whole = [run.gather() for run in runs]
+    return 0 if runs[0].quiet else report(whole, text, args)
+
+
+def start_command() -> str:
+    if not launched():
+        return f"python {sys.argv[0]}"
+    return f"torchrun --nproc-per-node {torch.distributed.get_world_size()} {sys.argv[0]}"
+
+
+def main() -> int:
+    args = make_parser().parse_args()
+    if args.sample:
+        model = load_model(args.out / f"{FIRST}.safetensors", args.device)
+        print(generate_text(model, args))
+        return 0
+    if not launched():
+        return train(args)
+    from _distributed import processes
+
+    with processes(args.device) as args.device:
+        return train(args)
 
 
 if __name__ == "__main__":
