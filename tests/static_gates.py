@@ -232,7 +232,7 @@ def wanted_instructions(name: str) -> set[str]:
     """Of sm_80, by kernel: tensor cores where an instance has them; ldmatrix where it holds 16
     bits; cp.async where elements go in as they are. The Omega rule converts what it loads."""
     if name.startswith("omega_"):
-        return set() if "<simple" in name else {"HMMA"}
+        return {"HMMA"} if "tf32" in name else set()
     if not name.startswith("newton_schulz_"):
         return set()
     wanted = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import model_checks as checks
 import pytest
 import torch
@@ -11,7 +10,6 @@ import torch.nn.functional as F
 from atlas_ext.layers import ExpOmegaMemory, MemoryState, OmegaMemory
 from atlas_ext.models import AtlasConfig, DeepTransformer
 from atlas_ext.models.sizes import parameter_count, state_bytes
-
 
 WINDOW = {"window": 3, "chunk_size": 4}
 SMALL = {"vocab_size": checks.VOCAB, "hidden_size": 16, "num_layers": 1, "num_heads": 2}

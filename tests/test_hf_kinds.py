@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -20,15 +19,11 @@ from atlas_ext.hf import (
     DeepTransformerHFConfig,
 )
 
-NEEDS_OPERATOR = pytest.mark.skipif(
-    importlib.util.find_spec("atlas_ext.ops.exp_omega_rule") is None,
-    reason="exp_omega_rule has no compiled operator yet",
-)
 SIZE = {name: SMALL[name] for name in ("vocab_size", "hidden_size", "num_layers", "num_heads")}
 KINDS = [
     *(pytest.param({"hybrid": kind, "swa_window": 5}, id=kind) for kind in ("mag", "mal", "mac")),
     *(
-        pytest.param({"variant": name, "chunk_size": 4}, id=name, marks=NEEDS_OPERATOR)
+        pytest.param({"variant": name, "chunk_size": 4}, id=name)
         for name in ("deep_transformer", "dot")
     ),
 ]

@@ -25,8 +25,7 @@ Backward omega_rule_backward_cuda(
     const MaybeTensor& ns_table, const MaybeTensor& cu_seqlens, const std::string& objective,
     const std::string& activation, bool residual, int64_t degree, int64_t ns_steps,
     const std::string& ns_schedule, const std::string& ns_scale, int64_t ns_every,
-    int64_t chunk_size, [[maybe_unused]] bool output_final_state, int64_t grad_mask,
-    bool allow_tf32) {
+    int64_t chunk_size, bool output_final_state, int64_t grad_mask, bool allow_tf32) {
   const char* op = "omega_rule_backward";
   OmegaCudaCall call(op, q, k, v, gamma, eta, log_alpha, log_theta, weights, momentum,
                      chunk_weights, k_tail, v_tail, position, feature_scales, ns_table, cu_seqlens,
@@ -48,8 +47,10 @@ Backward omega_rule_backward_cuda(
   omega_tensors(cuda, op, args.grad_final_weights, grad_weights, "grad_weights");
   omega_tensors(cuda, op, args.grad_final_momentum, grad_momentum, "grad_momentum");
   omega_tensors(cuda, op, args.grad_final_chunk_weights, grad_chunk_weights, "grad_chunk_weights");
-  args.grad_final_k_tail = omega_tensor(cuda, op, grad_k_tail, "grad_k_tail");
-  args.grad_final_v_tail = omega_tensor(cuda, op, grad_v_tail, "grad_v_tail");
+  if (output_final_state) {  // else there are outputs of no elements in its place
+    args.grad_final_k_tail = omega_tensor(cuda, op, grad_k_tail, "grad_k_tail");
+    args.grad_final_v_tail = omega_tensor(cuda, op, grad_v_tail, "grad_v_tail");
+  }
 
   Backward result;
   auto& [grads, out_weights, out_momentum, out_chunk] = result;
