@@ -83,6 +83,17 @@ FAULTS = [
           "w.p[last] * w.p[last] * grad_s - w.s[last] * grad"),
     Fault("scales' gradient of the kernel forgotten", BACKWARD, "omega_dual_backward.cuh",
           "grad_scale[l] += 2.0f * w.c[l] * power", "grad_scale[l] += w.c[l] * power"),
+    Fault("momentum not kept", UPDATE, "omega_update.cuh",
+          "momenta[r * momentum_stride + f] = move[r] += theta", "move[r] += theta"),
+    Fault("chunk's end a token late", UPDATE, "omega_update.cuh",
+          "step.closes = (item.position + 1) % o.chunk_size",
+          "step.closes = item.position % o.chunk_size"),
+    Fault("token reads before its write", UPDATE, "omega_update.cuh",
+          "sums[r] += next * query", "sums[r] += old[r] * query"),
+    Fault("tail forgets the newest token", UPDATE, "omega_update.cuh",
+          "sign * window[(rows - count + i) * ld + j]", "sign * window[i * ld + j]"),
+    Fault("one token's eta inside Newton-Schulz", UPDATE, "omega_update.cuh",
+          "next -= eta * move[r]", "next -= (kMove == OmegaMove::apply ? 1.0f : eta) * move[r]"),
 ]
 # fmt: on
 
@@ -164,9 +175,10 @@ def check(fault: Fault) -> bool:
 
 def main(parts: list[str]) -> None:
     chosen = [f for f in FAULTS if not parts or any(part in f.name for part in parts)]
-    wrong = caught_by(None, ("omega_rule", "gradients"))
-    if wrong is not None:
-        sys.exit(f"without a fault: {wrong}")
+    for what in (("omega_rule", "gradients"), ("omega_rule_update", "values")):
+        wrong = caught_by(None, what)
+        if wrong is not None:
+            sys.exit(f"without a fault: {wrong}")
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         caught = list(pool.map(check, chosen))
     print(f"{sum(caught)} of {len(chosen)} faults caught")
