@@ -89,6 +89,8 @@ def omega_rule(
         initial_state: takes the place of `weights`.
         output_final_state: also return the state after the last token.
         cu_seqlens: `[N + 1]`, int32 or int64, bounds of packed sequences; B is then 1.
+            On CUDA their values are not read by the host: bounds are clamped to [0, T], and what
+            they leave out of [0, T] is undefined in the results.
 
     Returns:
         (o, final_state): `[B, T, H, V]` in q's dtype, and an `OmegaState` or None. Sums and states

@@ -61,6 +61,8 @@ class CudaContext {
 // Whether the tensor is where the kernels run.
 inline bool is_on_device(const torch::stable::Tensor& tensor) { return tensor.is_cuda(); }
 
+inline void clear_cuda_error() { cudaGetLastError(); }
+
 }  // namespace atlas
 
 #endif
@@ -69,6 +71,7 @@ namespace atlas {
 
 // `status` is what a launcher of kernels/cuda returned, checked once, by the op that called it.
 inline void check_launch(cudaError_t status, const char* op) {
+  if (status != cudaSuccess) clear_cuda_error();  // it is reported here, and to nobody else
   STD_TORCH_CHECK(status == cudaSuccess, op, ": CUDA launch: wanted success, got ",
                   cudaGetErrorString(status));
 }

@@ -53,4 +53,6 @@ class CudaContext {
 
 inline bool is_on_device(const torch::stable::Tensor& tensor) { return tensor.is_cpu(); }
 
+inline void clear_cuda_error() {}
+
 }  // namespace atlas

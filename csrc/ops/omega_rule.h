@@ -195,6 +195,10 @@ inline OmegaShape check_omega_rule(const char* op, const Tensor& q, const Tensor
                    v.size(3),     features_of(q.size(3), given.degree),
                    gamma.size(3), cu_seqlens ? cu_seqlens->numel() - 1 : q.size(0)};
   const bool has_state = !chunk_weights.empty();
+  ATLAS_CHECK(k_tail.has_value() == has_state && v_tail.has_value() == has_state &&
+                  position.has_value() == has_state,
+              op, "initial_state", "chunk_weights, k_tail, v_tail and position, or none of them",
+              "some of them");
   const char* name = has_state ? "initial_state.weights" : "weights";
   set_memory(shape, op, name, weights);
   check_memory(op, name, weights, q, shape, has_state);

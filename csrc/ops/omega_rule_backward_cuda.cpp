@@ -58,7 +58,7 @@ Backward omega_rule_backward_cuda(
     grads.push_back(torch::stable::new_empty(q, {0}));
   const auto want = [&](const Tensor& like, cuda_kernels::OmegaResult& target, const char* name) {
     const Tensor grad = torch::stable::new_empty(like, {like.sizes().begin(), like.sizes().end()});
-    target = omega_result(cuda, grad, name);
+    target = omega_result(cuda, op, grad, name);
     return grad;
   };
   if (grad_mask & kQ) grads[0] = want(q, args.grad_q, "grad_q");

@@ -59,7 +59,7 @@ Forward omega_rule_cuda(const Tensor& q, const Tensor& k,
   cuda_kernels::OmegaForward args{};
   args.options = call.options;
   args.in = call.in;
-  args.o = omega_result(cuda, o, "o");
+  args.o = omega_result(cuda, call.op, o, "o");
   if (output_final_state) {
     final_weights = new_state(args.weights, "final_weights");
     final_chunk = new_state(args.chunk_weights, "final_chunk_weights");
@@ -67,8 +67,8 @@ Forward omega_rule_cuda(const Tensor& q, const Tensor& k,
     final_k = tail_tensor(k_tail, k, shape.key);
     final_v = tail_tensor(v_tail, v, shape.value);
     final_place = torch::stable::new_empty(q, {shape.sequences}, ScalarType::Long);
-    args.k_tail = omega_result(cuda, final_k, "final_k_tail");
-    args.v_tail = omega_result(cuda, final_v, "final_v_tail");
+    args.k_tail = omega_result(cuda, call.op, final_k, "final_k_tail");
+    args.v_tail = omega_result(cuda, call.op, final_v, "final_v_tail");
     args.position = static_cast<int64_t*>(cuda.write(final_place, "final_position"));
   }
   if (save_checkpoints) {

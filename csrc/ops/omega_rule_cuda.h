@@ -32,9 +32,9 @@ inline void omega_tensors(const CudaContext& cuda, const char* op,
     views[l] = omega_tensor(cuda, op, matrices[l], name, update);
 }
 
-inline kernels::cuda::OmegaResult omega_result(const CudaContext& cuda, const Tensor& tensor,
-                                               const char* name) {
-  return {cuda.write(tensor, name), cuda_dtype("omega_rule", name, tensor)};
+inline kernels::cuda::OmegaResult omega_result(const CudaContext& cuda, const char* op,
+                                               const Tensor& tensor, const char* name) {
+  return {cuda.write(tensor, name), cuda_dtype(op, name, tensor)};
 }
 
 // What the kernels' 32-bit indices allow.
@@ -141,7 +141,16 @@ struct OmegaCudaCall {
     in.log_theta = omega_tensor(cuda, op, log_theta, "log_theta");
     omega_tensors(cuda, op, in.weights, weights, "weights");
     omega_tensors(cuda, op, in.momentum, momentum, "momentum");
-    omega_tensors(cuda, op, in.chunk_weights, chunk_weights, "chunk_weights");
+    for (size_t l = 0; l < chunk_weights.size(); ++l) {
+      // Kernels read M_ref where it lies, with strides of 32 bits.
+      const Tensor& given_weights = chunk_weights[l];
+      const int64_t last = (given_weights.size(2) - 1) * given_weights.stride(2) +
+                           (given_weights.size(3) - 1) * given_weights.stride(3);
+      held.push_back(last <= std::numeric_limits<int>::max()
+                         ? given_weights
+                         : torch::stable::contiguous(given_weights));
+      in.chunk_weights[l] = omega_tensor(cuda, op, held.back(), "chunk_weights");
+    }
     in.k_tail = omega_tensor(cuda, op, k_tail, "k_tail");
     in.v_tail = omega_tensor(cuda, op, v_tail, "v_tail");
     if (position) {

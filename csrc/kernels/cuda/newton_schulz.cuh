@@ -49,7 +49,10 @@ ATLAS_KERNEL void __launch_bounds__(NewtonSchulzTraits<Tile, kSize>::kThreads)
                          T* __restrict__ out,      // [batch, m, n]
                          int64_t batch, int m, int n, float scale, float eps,
                          ATLAS_GRID_CONSTANT const NewtonSchulzSchedule schedule) {
-  if constexpr (kCompiledCapability < Tile::kCapability) return;  // never launched there
+  if constexpr (kCompiledCapability < Tile::kCapability) {
+    __trap();
+    return;
+  }
   using Traits = NewtonSchulzTraits<Tile, kSize>;
   using Element = typename Traits::Element;
   const NewtonSchulzShape shape(m, n);

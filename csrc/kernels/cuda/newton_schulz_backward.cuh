@@ -119,7 +119,10 @@ ATLAS_KERNEL void __launch_bounds__(NewtonSchulzTraits<Tile, kSize>::kThreads, k
                                   int64_t batch, int m, int n, float scale, float eps,
                                   ATLAS_GRID_CONSTANT const NewtonSchulzSchedule schedule) {
   // Never launched there: no such tensor cores, or too little shared memory.
-  if constexpr (kCompiledCapability < (kSize > 64 ? 80 : Tile::kCapability)) return;
+  if constexpr (kCompiledCapability < (kSize > 64 ? 80 : Tile::kCapability)) {
+    __trap();
+    return;
+  }
   using Traits = NewtonSchulzTraits<Tile, kSize>;
   using Element = typename Traits::Element;
   const NewtonSchulzShape shape(m, n);

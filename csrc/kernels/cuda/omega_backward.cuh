@@ -246,7 +246,10 @@ __device__ __forceinline__ void backward_item(OmegaWork& w, const OmegaGrads& g,
 template <Arithmetic kArithmetic, bool kMuon>
 ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
     omega_backward_kernel(ATLAS_GRID_CONSTANT const OmegaBackward args) {
-  if constexpr (kCompiledCapability < kArithmeticCapability<kArithmetic>) return;
+  if constexpr (kCompiledCapability < kArithmeticCapability<kArithmetic>) {
+    __trap();  // never launched there
+    return;
+  }
   DYNAMIC_SHARED(float, shared);
   SHARED_ARRAY(OmegaWork, work, 1);
   SHARED_ARRAY(OmegaGrads, grads, 1);

@@ -29,7 +29,7 @@ __device__ __forceinline__ OmegaItem omega_item(const OmegaOptions& o, const Ome
   item.head = static_cast<int>(place % heads);
   item.value_at = static_cast<int>(static_cast<unsigned>(index) % slices) * o.value;
   const int64_t given = in.position != nullptr ? in.position[item.n] : 0;
-  item.position = given > 0 ? given : 0;
+  item.position = given > 0 ? smaller(given, int64_t{1} << 62) : 0;  // sums do not overflow
   const int64_t extra = in.position != nullptr ? 1 : 0;  // a chunk may begin in the middle
   if (in.cu_seqlens == nullptr) {
     item.batch = item.n;

@@ -105,7 +105,10 @@ __device__ __forceinline__ void forward_item(OmegaWork& w, const OmegaForward& a
 template <Arithmetic kArithmetic, bool kMuon>
 ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
     omega_forward_kernel(ATLAS_GRID_CONSTANT const OmegaForward args) {
-  if constexpr (kCompiledCapability < kArithmeticCapability<kArithmetic>) return;
+  if constexpr (kCompiledCapability < kArithmeticCapability<kArithmetic>) {
+    __trap();  // never launched there
+    return;
+  }
   DYNAMIC_SHARED(float, shared);
   SHARED_ARRAY(OmegaWork, work, 1);
   if (thread_id() == 0) {

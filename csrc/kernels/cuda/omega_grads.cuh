@@ -17,7 +17,7 @@ struct OmegaGrads {
   float* queries[2];           // [chunk, fp]
   float *cf, *scores;          // [chunk, rp]
   float *pair, *other;         // [chunk, rp] scratch; in the end `pair` has the gradient of A
-  float *wide, *wide2;         // [max(rows, chunk), max(kp, vp, fp)] scratch
+  float *wide, *wide2;         // [rows, max(kp, vp, fp)] scratch
   float* a_last;               // [rp] of A's last row
   float *p, *s, *m;            // [chunk]
   float *alpha, *theta, *eta;  // [chunk]

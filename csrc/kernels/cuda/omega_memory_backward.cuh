@@ -61,9 +61,9 @@ __device__ __forceinline__ void rows_hidden_backward(const OmegaWork& w, const O
 }
 
 // Adjoint of memory_signals up to the first layer: g.d of e becomes its whole gradient, that of a
-// deep memory's first layer the gradient of z. `top_reference`: the last matrix of M_ref's
-// gradient, added to only by signals_backward_weights, which comes later: a chunk's incoming
-// gradient of the memory is still needed. A barrier comes before and after.
+// deep memory's first layer the gradient of z. M_ref's own comes later, from
+// signals_to_reference: until then the chunk's incoming gradient of the memory is needed. A barrier
+// comes before and after.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void signals_backward(const OmegaWork& w, const OmegaGrads& g,
                                                  const OmegaOptions& o) {

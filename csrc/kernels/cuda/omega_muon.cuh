@@ -95,7 +95,6 @@ __device__ __forceinline__ void muon_read(float* y, const OmegaWork& w, const Om
       __syncthreads();
     }
     float* const out = l == last_matrix(o) ? y : w.queries[l];
-    if (out == nullptr) return;
     layer_read<kArithmetic>(out + first * m.ld, w, o, l, w.q + first * sz.kp,
                             w.query_h + first * sz.fp, tokens, weights.matrix[l],
                             {1, 0, nullptr, by});

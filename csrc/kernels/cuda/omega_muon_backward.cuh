@@ -107,7 +107,7 @@ __device__ __forceinline__ void muon_write_backward(const OmegaWork& w, const Om
   });
   dot = block_sum(dot, w.line);
   if (thread_id() == 0) g.eta[token] = -dot;
-  float* const through = o.momentum ? g.grad_s : grad_s;
+  float* const through = g.grad_s;  // without a momentum this is grad_s itself
   for (int l = 0; l < o.matrices; ++l) {
     const OmegaMatrix& m = o.sizes.matrix[l];
     block_newton_schulz_backward<kArithmetic>(through + m.at, g.grad_o + m.at, s + m.at, m,

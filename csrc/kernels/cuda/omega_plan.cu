@@ -12,6 +12,8 @@ namespace {
 // Beside the dynamic shared memory: OmegaWork, OmegaGrads.
 constexpr int64_t kStaticBytes = 1 << 10;
 
+static_assert(sizeof(OmegaWork) + sizeof(OmegaGrads) <= kStaticBytes, "static shared memory");
+
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // So many warps as the largest product of a chunk has tiles, or as an update has groups of rows, in

@@ -350,7 +350,10 @@ __device__ __forceinline__ void update_item(const OmegaWork& w, const OmegaStep&
 template <Arithmetic kArithmetic, bool kMuon>
 ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, kMuon ? 1 : 0)
     omega_update_kernel(ATLAS_GRID_CONSTANT const OmegaUpdate args) {
-  if constexpr (kCompiledCapability < kArithmeticCapability<kArithmetic>) return;
+  if constexpr (kCompiledCapability < kArithmeticCapability<kArithmetic>) {
+    __trap();  // never launched there
+    return;
+  }
   DYNAMIC_SHARED(float, shared);
   SHARED_ARRAY(OmegaWork, work, 1);
   SHARED_ARRAY(OmegaStep, steps, 1);

@@ -123,7 +123,7 @@ __host__ __device__ __forceinline__ void take_common(OmegaWork& w, OmegaArena& a
   w.line = arena.take(kOmegaWarps);
   w.c = arena.take(kScaleSlots);
   if (o.degree > 0) {
-    w.lift.tile = arena.take(static_cast<int64_t>(larger(sz.rows, o.chunk)) * sz.tp);
+    w.lift.tile = arena.take(static_cast<int64_t>(sz.rows) * sz.tp);
     w.lift.indices = reinterpret_cast<uint32_t*>(arena.take(2 * static_cast<int64_t>(o.features)));
     w.lift.roots = arena.take(o.features);
   }

@@ -21,7 +21,7 @@ namespace atlas::emulation {
 namespace {
 
 #ifdef ATLAS_EMULATION_ADDRESS
-constexpr size_t kStackBytes = 256 << 10;  // instrumented frames are several times larger
+constexpr size_t kStackBytes = 1 << 20;  // instrumented frames are several times larger
 #else
 constexpr size_t kStackBytes = 128 << 10;
 #endif
