@@ -263,19 +263,28 @@ __device__ __forceinline__ void product_tile(const ProductTask& task, int first_
   });
 }
 
-// Tiles of kBands * 16 rows, dealt to the warps in turn.
-template <Arithmetic kArithmetic, int kBands, Unit kA, Unit kB>
+// Tiles of kBands * 16 rows, dealt to the warps in turn. Those inside the matrix know the operands'
+// unit strides, for the layouts that matter; all others have one copy of the code.
+template <Arithmetic kArithmetic, int kBands>
 __device__ __forceinline__ void product_tiles(const ProductTask& task) {
   constexpr int kRows = kBands * kTileRows;
+  constexpr Unit kColumn = Unit::column, kRow = Unit::row, kNone = Unit::none;
+  const bool a_rows = task.a.column == 1, b_rows = task.b.column == 1, b_columns = task.b.row == 1;
+  const bool known = b_rows || (a_rows && b_columns);
   const unsigned across = static_cast<unsigned>(task.n + kTileColumns - 1) / kTileColumns,
                  down = static_cast<unsigned>(task.m + kRows - 1) / kRows;
   for (unsigned tile = threadIdx.x / kWarp; tile < across * down; tile += blockDim.x / kWarp) {
     const int row = static_cast<int>(tile / across) * kRows,
               column = static_cast<int>(tile % across) * kTileColumns;
-    if (row + kRows <= task.m && column + kTileColumns <= task.n)
-      product_tile<ProductTile<kArithmetic, kBands, kA, kB, true>, true>(task, row, column);
+    if (!known || row + kRows > task.m || column + kTileColumns > task.n)
+      product_tile<ProductTile<kArithmetic, kBands, kNone, kNone, false>, false>(task, row, column);
+    else if (!a_rows)
+      product_tile<ProductTile<kArithmetic, kBands, kRow, kColumn, true>, true>(task, row, column);
+    else if (b_rows)
+      product_tile<ProductTile<kArithmetic, kBands, kColumn, kColumn, true>, true>(task, row,
+                                                                                   column);
     else
-      product_tile<ProductTile<kArithmetic, kBands, kA, kB, false>, false>(task, row, column);
+      product_tile<ProductTile<kArithmetic, kBands, kColumn, kRow, true>, true>(task, row, column);
   }
 }
 
@@ -291,15 +300,6 @@ __host__ __device__ __forceinline__ bool two_bands_pay(int m, int n, int warps) 
   return 5 * two < 4 * one;
 }
 
-template <Arithmetic kArithmetic, Unit kA, Unit kB>
-__device__ __forceinline__ void product_of(const ProductTask& task) {
-  // Two bands of split operands would not fit in registers.
-  if constexpr (kArithmetic == Arithmetic::tf32)
-    if (two_bands_pay(task.m, task.n, block_threads() / kWarp))
-      return product_tiles<kArithmetic, 2, kA, kB>(task);
-  product_tiles<kArithmetic, 1, kA, kB>(task);
-}
-
 // c [m, n] = beta c + alpha row_factor_i sum_k a_ik depth_factor_k b_kj; a factor that is null is
 // 1, and with beta = 0 c is not read. c is none of the operands, and a has a stride of one.
 template <Arithmetic kArithmetic>
@@ -307,19 +307,11 @@ __device__ ATLAS_SHARED_CODE void block_product(View a, View b, const float* dep
                                                 const float* row_factor, float* c, int ld, int m,
                                                 int n, int depth, float alpha, float beta) {
   const ProductTask task{a, b, depth_factor, row_factor, c, ld, m, n, depth, alpha, beta};
-  if (a.column == 1) {
-    if (b.column == 1)
-      product_of<kArithmetic, Unit::column, Unit::column>(task);
-    else if (b.row == 1)
-      product_of<kArithmetic, Unit::column, Unit::row>(task);
-    else
-      product_of<kArithmetic, Unit::column, Unit::none>(task);
-  } else {
-    if (b.column == 1)
-      product_of<kArithmetic, Unit::row, Unit::column>(task);
-    else
-      product_of<kArithmetic, Unit::row, Unit::none>(task);
-  }
+  // Two bands of split operands would not fit in registers.
+  if (kArithmetic == Arithmetic::tf32 && two_bands_pay(m, n, block_threads() / kWarp))
+    product_tiles<kArithmetic, kArithmetic == Arithmetic::tf32 ? 2 : 1>(task);
+  else
+    product_tiles<kArithmetic, 1>(task);
   __syncthreads();
 }
 

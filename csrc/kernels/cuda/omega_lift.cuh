@@ -62,41 +62,4 @@ __device__ __forceinline__ void each_tile(const OmegaOptions& o, const Use& use)
     use(first, min(o.sizes.tile, o.features - first));
 }
 
-// out [n, width] = beta out + alpha row_i phi(rows) matrix, matrix [features, width].
-template <Arithmetic kArithmetic>
-__device__ __forceinline__ void lifted_read(float* out, int ld, int width, const OmegaWork& w,
-                                            const OmegaOptions& o, const float* rows, int n,
-                                            const View& matrix, Scaling scaling) {
-  const int kp = o.sizes.kp;
-  if (o.degree == 0) {
-    product<kArithmetic>(out, ld, n, width, o.key, plain(rows, kp), matrix, scaling);
-    return;
-  }
-  each_tile(o, [&](int first, int count) {
-    lift_tile(w, o, rows, n, first, count);
-    const View part{matrix.at + static_cast<int64_t>(first) * matrix.row, matrix.row,
-                    matrix.column};
-    product<kArithmetic>(out, ld, n, width, count, plain(w.lift.tile, o.sizes.tp), part, scaling);
-    scaling.beta = 1;
-  });
-}
-
-// matrix [features, width] = beta matrix + alpha phi(rows)ᵀ (depth_i d_i), d [n, ld].
-template <Arithmetic kArithmetic>
-__device__ __forceinline__ void lifted_write(float* matrix, int ld, int width, const OmegaWork& w,
-                                             const OmegaOptions& o, const float* rows, int n,
-                                             const float* d, int d_ld, const Scaling& scaling) {
-  const int kp = o.sizes.kp;
-  if (o.degree == 0) {
-    product<kArithmetic>(matrix, ld, o.key, width, n, transposed(rows, kp), plain(d, d_ld),
-                         scaling);
-    return;
-  }
-  each_tile(o, [&](int first, int count) {
-    lift_tile(w, o, rows, n, first, count);
-    product<kArithmetic>(matrix + static_cast<int64_t>(first) * ld, ld, count, width, n,
-                         transposed(w.lift.tile, o.sizes.tp), plain(d, d_ld), scaling);
-  });
-}
-
 }  // namespace atlas::kernels::cuda

@@ -91,17 +91,19 @@ __device__ __forceinline__ void lifted_backward(const OmegaWork& w, const OmegaG
                                                 const OmegaOptions& o, float* grad_rows,
                                                 const float* rows, int n,
                                                 const Contribute& contribute) {
-  if (o.degree == 0) {
-    contribute(grad_rows, o.sizes.kp, 0, o.key);
-    return;
+  const OmegaSizes& sz = o.sizes;
+  const bool lifted = o.degree > 0;
+  const int step = lifted ? sz.tile : o.features;
+  for (int first = 0; first < o.features; first += step) {
+    const int count = min(step, o.features - first);
+    if (lifted) {
+      __syncthreads();
+      each(n, count, [&](int i, int j) { w.lift.tile[i * sz.tp + j] = 0; });
+      __syncthreads();
+    }
+    contribute(lifted ? w.lift.tile : grad_rows, lifted ? sz.tp : sz.kp, first, count);
+    if (lifted) tile_backward(w, g, o, grad_rows, rows, n, first, count);
   }
-  each_tile(o, [&](int first, int count) {
-    __syncthreads();
-    each(n, count, [&](int i, int j) { w.lift.tile[i * o.sizes.tp + j] = 0; });
-    __syncthreads();
-    contribute(w.lift.tile, o.sizes.tp, first, count);
-    tile_backward(w, g, o, grad_rows, rows, n, first, count);
-  });
   __syncthreads();
 }
 

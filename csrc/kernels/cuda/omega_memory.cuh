@@ -59,6 +59,56 @@ __device__ __forceinline__ void hidden_layer(float* h, const float* z1, const fl
   });
 }
 
+// Calls use(first, count, x, ld) for columns [first, first + count) of layer l's inputs, x [n, ld]:
+// phi of the rows [n, kp], tile by tile, or h [n, fp]. One place, so that a product in it is called
+// from one place. A barrier comes before.
+template <class Use>
+__device__ __forceinline__ void each_layer_input(const OmegaWork& w, const OmegaOptions& o, int l,
+                                                 const float* rows, const float* h, int n,
+                                                 const Use& use) {
+  const OmegaSizes& sz = o.sizes;
+  const bool phi = sees_phi(o, l), lifted = phi && o.degree > 0;
+  const int in = sz.matrix[l].in, step = lifted ? sz.tile : in;
+  for (int first = 0; first < in; first += step) {
+    const int count = min(step, in - first);
+    const float* x = phi ? rows : h;
+    int ld = phi ? sz.kp : sz.fp;
+    if (lifted) {
+      lift_tile(w, o, rows, n, first, count);
+      x = w.lift.tile;
+      ld = sz.tp;
+    }
+    use(first, count, x, ld);
+  }
+}
+
+// out [n, ld] = beta out + alpha row_i input W for matrix l.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void layer_read(float* out, const OmegaWork& w, const OmegaOptions& o,
+                                           int l, const float* rows, const float* h, int n,
+                                           const View& matrix, Scaling scaling) {
+  const OmegaMatrix& m = o.sizes.matrix[l];
+  each_layer_input(w, o, l, rows, h, n, [&](int first, int count, const float* x, int ld) {
+    const View part{matrix.at + static_cast<int64_t>(first) * matrix.row, matrix.row,
+                    matrix.column};
+    product<kArithmetic>(out, m.ld, n, m.out, count, plain(x, ld), part, scaling);
+    scaling.beta = 1;
+  });
+}
+
+// matrix = beta matrix + alpha inputᵀ (depth_i d_i) for matrix l.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void layer_write(float* matrix, const OmegaWork& w,
+                                            const OmegaOptions& o, int l, const float* rows,
+                                            const float* h, int n, const float* d,
+                                            const Scaling& scaling) {
+  const OmegaMatrix& m = o.sizes.matrix[l];
+  each_layer_input(w, o, l, rows, h, n, [&](int first, int count, const float* x, int ld) {
+    product<kArithmetic>(matrix + static_cast<int64_t>(first) * m.ld, m.ld, count, m.out, n,
+                         transposed(x, ld), plain(d, m.ld), scaling);
+  });
+}
+
 // (3) to (6): e (which holds -v) and the deeper d. z may be d. A barrier comes before and after.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void memory_signals(const OmegaWork& w, const OmegaOptions& o) {
@@ -73,12 +123,11 @@ __device__ __forceinline__ void memory_signals(const OmegaWork& w, const OmegaOp
     __syncthreads();
   }
   if (!is_deep(o)) {
-    if (o.l2)
-      lifted_read<kArithmetic>(e, sz.vp, o.value, w, o, w.k, rows, reference.matrix[0], {1, 1});
+    if (o.l2) layer_read<kArithmetic>(e, w, o, 0, w.k, w.h, rows, reference.matrix[0], {1, 1});
     return;
   }
   for (int l = 0; l < sz.first_layer; ++l)
-    lifted_read<kArithmetic>(w.z[l], sz.fp, o.hidden, w, o, w.k, rows, reference.matrix[l], {});
+    layer_read<kArithmetic>(w.z[l], w, o, l, w.k, w.h, rows, reference.matrix[l], {});
   hidden_layer(w.h, w.z[0], w.z[1], sz.fp, rows, o);
   __syncthreads();
   const View& top = reference.matrix[last];
@@ -98,33 +147,6 @@ __device__ __forceinline__ void memory_signals(const OmegaWork& w, const OmegaOp
     }
   });
   __syncthreads();
-}
-
-// out [n, ld] = beta out + alpha row_i input W for matrix l; rows [n, kp] are lifted if it sees
-// phi, else h [n, fp] is its input.
-template <Arithmetic kArithmetic>
-__device__ __forceinline__ void layer_read(float* out, const OmegaWork& w, const OmegaOptions& o,
-                                           int l, const float* rows, const float* h, int n,
-                                           const View& matrix, const Scaling& scaling) {
-  const OmegaMatrix& m = o.sizes.matrix[l];
-  if (sees_phi(o, l))
-    lifted_read<kArithmetic>(out, m.ld, m.out, w, o, rows, n, matrix, scaling);
-  else
-    product<kArithmetic>(out, m.ld, n, m.out, m.in, plain(h, o.sizes.fp), matrix, scaling);
-}
-
-// matrix = beta matrix + alpha inputᵀ (depth_i d_i) likewise.
-template <Arithmetic kArithmetic>
-__device__ __forceinline__ void layer_write(float* matrix, const OmegaWork& w,
-                                            const OmegaOptions& o, int l, const float* rows,
-                                            const float* h, int n, const float* d,
-                                            const Scaling& scaling) {
-  const OmegaMatrix& m = o.sizes.matrix[l];
-  if (sees_phi(o, l))
-    lifted_write<kArithmetic>(matrix, m.ld, m.out, w, o, rows, n, d, m.ld, scaling);
-  else
-    product<kArithmetic>(matrix, m.ld, m.in, m.out, n, transposed(h, o.sizes.fp), plain(d, m.ld),
-                         scaling);
 }
 
 }  // namespace atlas::kernels::cuda
