@@ -40,9 +40,13 @@ Backward omega_rule_backward_cuda(
   cuda_kernels::OmegaBackward args{};
   args.options = call.options;
   args.in = call.in;
-  for (size_t i = 0; i < checkpoints.size(); ++i)
-    (i < matrices ? args.weights_checkpoints : args.momentum_checkpoints)[i % matrices] =
-        static_cast<const float*>(cuda.read(checkpoints[i], "checkpoints"));
+  const auto saved = [&](size_t i) {
+    return static_cast<const float*>(cuda.read(checkpoints[i], "checkpoints"));
+  };
+  for (size_t l = 0; l < matrices; ++l) {
+    args.weights_checkpoints[l] = saved(l);
+    if (log_theta) args.momentum_checkpoints[l] = saved(matrices + l);
+  }
   args.grad_o = omega_tensor(cuda, op, grad_o, "grad_o");
   omega_tensors(cuda, op, args.grad_final_weights, grad_weights, "grad_weights");
   omega_tensors(cuda, op, args.grad_final_momentum, grad_momentum, "grad_momentum");
