@@ -136,7 +136,7 @@ def print_plans(with_cuda: bool) -> None:
         print(f"  {title}" + (f": {groups[0][1]}" if len(groups) == 1 else ""))
         for devices, text in groups if len(groups) > 1 else ():
             print(f"    {devices:<29} {text}")
-    print("  omega_rule_update: not in this version")
+    print("  exp_omega_rule, exp_omega_rule_update: not in this version")
 
 
 def plans(plan: Callable[..., str]) -> Iterator[tuple[str, dict[str, str]]]:
