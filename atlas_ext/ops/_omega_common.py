@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from atlas_ext.ops.poly_features import poly_feature_dim
@@ -62,3 +63,24 @@ def memory_shapes(
         return [(value, features)]
     hidden = weights[0][-2]
     return [*[(hidden, features)] * (len(weights) - 1), (value, hidden)]
+
+
+def sums_dtype(q: Tensor) -> torch.dtype:
+    """Of sums and states."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def sequence_count(q: Tensor, cu_seqlens: Tensor | None) -> int:
+    """N."""
+    return q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+
+
+def chunk_count(q: Tensor, position: Tensor | None, cu_seqlens: Tensor | None, chunk: int) -> int:
+    """An upper bound of the number of chunks that follows from shapes alone."""
+    tokens, extra = q.shape[1], 0 if position is None else 1
+    # No int(): it would turn a symbolic size into a constant, one compilation per length.
+    if cu_seqlens is None:
+        count: int = q.shape[0] * ((tokens + chunk - 1) // chunk + extra)
+    else:
+        count = tokens // chunk + sequence_count(q, cu_seqlens) * (1 + extra)
+    return count

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from atlas_ext.ops._common import (
-    grad_mask,
     operators,
     register_autocast,
     register_autograd,
@@ -26,14 +25,22 @@ from atlas_ext.ops._exp_omega_common import (
     scale_argument,
     state_lists,
 )
-from atlas_ext.ops._omega_common import check_matrices_type, requires_grad
+from atlas_ext.ops._list_autograd import ListAutograd, whole_grads
+from atlas_ext.ops._omega_common import (
+    check_matrices_type,
+    chunk_count,
+    requires_grad,
+    sequence_count,
+    sums_dtype,
+)
 from atlas_ext.state import ExpOmegaState
 
 _INPUTS = 16  # tensor arguments of the schema: q to cu_seqlens
-# Gradients of exp_omega_rule_backward: an input's position to its place in `grads`, or to its list.
-_TENSOR_GRADS = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 8: 7, 12: 8, 13: 9}
-_LIST_GRADS = {7: 1, 9: 2, 10: 3, 11: 4}
-_DIFFERENTIABLE = tuple(range(14))
+_AUTOGRAD = ListAutograd(
+    inputs=_INPUTS,
+    tensors={0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 8: 7, 12: 8, 13: 9},
+    lists={7: 0, 9: 1, 10: 2, 11: 3},
+)
 
 
 def exp_omega_rule(
@@ -160,25 +167,6 @@ def _extra_rows(q: Tensor, state: ExpOmegaState | None, cu_seqlens: Tensor | Non
     return longest - int(q.shape[1])
 
 
-def _sums(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
-def _sequences(q: Tensor, cu_seqlens: Tensor | None) -> int:
-    return q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-
-
-def _chunks(q: Tensor, position: Tensor | None, cu_seqlens: Tensor | None, chunk: int) -> int:
-    """An upper bound of the number of chunks that follows from shapes alone."""
-    tokens, extra = q.shape[1], 0 if position is None else 1
-    # No int(): it would turn a symbolic size into a constant, one compilation per length.
-    if cu_seqlens is None:
-        count: int = q.shape[0] * ((tokens + chunk - 1) // chunk + extra)
-    else:
-        count = tokens // chunk + _sequences(q, cu_seqlens) * (1 + extra)
-    return count
-
-
 def _smaller(a: Any, b: Any) -> Any:
     """min() would decide between symbolic sizes, which costs a compilation for either answer."""
     return torch.sym_min(a, b)  # type: ignore[no-untyped-call]
@@ -190,7 +178,7 @@ def _saved_shapes(args: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     momentum, weights, position, cu_seqlens = args[6] is not None, args[7], args[14], args[15]
     objective, normalize, chunk = args[16], args[19], args[21]
     sets, row = row_sets(weights), row_width(weights, v.shape[-1])
-    lead = (_chunks(q, position, cu_seqlens, chunk), q.shape[2])
+    lead = (chunk_count(q, position, cu_seqlens, chunk), q.shape[2])
     window_rows = _smaller(chunk, q.shape[1]) + gamma.shape[-1] - 1
     matrix = (*lead, row, v.shape[-1])
     wanted: list[tuple[bool, tuple[Any, ...]]] = [
@@ -209,7 +197,7 @@ def _fake(*args: Any) -> tuple[Any, ...]:
     log_theta, weights, keys, k_tail, v_tail, cu_seqlens = (args[i] for i in (6, 7, 8, 12, 13, 15))
     extra, save = args[22:24]
     heads, key, value = q.shape[2], q.shape[3], v.shape[-1]
-    n, final, sums = _sequences(q, cu_seqlens), extra is not None, _sums(q)
+    n, final, sums = sequence_count(q, cu_seqlens), extra is not None, sums_dtype(q)
     capacity = q.shape[1] + extra if final else None
     row, deep = row_width(weights, value), bool(weights)
 
@@ -242,66 +230,26 @@ def _fake(*args: Any) -> tuple[Any, ...]:
 
 
 def _backward_fake(*args: Any) -> tuple[list[Tensor], ...]:
-    inputs, mask = args[9:25], args[32]
-
-    def like(tensor: Tensor) -> Tensor:
-        return tensor.new_empty(tensor.shape)
-
-    grads = [inputs[0].new_empty(0) for _ in _TENSOR_GRADS]  # outputs must not alias
-    lists: list[list[Tensor]] = [[], [], [], []]
-    for bit, index in enumerate(_DIFFERENTIABLE):
-        value = inputs[index]
-        if not mask >> bit & 1 or value is None:
-            continue
-        if index in _LIST_GRADS:
-            lists[_LIST_GRADS[index] - 1] = [like(tensor) for tensor in value]
-        else:
-            grads[_TENSOR_GRADS[index]] = like(value)
-    return (grads, *lists)
+    return _AUTOGRAD.fake_grads(args[9:], args[32])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    ctx.counts = [len(x) if isinstance(x, list | tuple) else None for x in inputs[:_INPUTS]]
-    flat = [y for x in inputs[:_INPUTS] for y in (x if isinstance(x, list | tuple) else (x,))]
-    ctx.save_for_backward(*flat, *output[9])
+    _AUTOGRAD.save(ctx, inputs, output[9])
     ctx.options = inputs[_INPUTS:-1]
     ctx.shapes = [[tensor.shape for tensor in output[i]] for i in (2, 3, 4, 5)]
-    ctx.set_materialize_grads(False)
 
 
 def _backward(operators: Any, ctx: Any, *grads: Any) -> tuple[Any, ...]:
-    saved = list(ctx.saved_tensors)
-    inputs: list[Any] = []
-    for count in ctx.counts:
-        inputs.append(saved.pop(0) if count is None else [saved.pop(0) for _ in range(count)])
+    inputs, saved = _AUTOGRAD.restore(ctx)
     grad_o, grad_keys, *lists, grad_k_tail, grad_v_tail, _, _ = grads
-    needed = ctx.needs_input_grad
-    mask = grad_mask([_any(needed[i]) for i in _DIFFERENTIABLE])
-    q = inputs[0]
+    q, dtype = inputs[0], sums_dtype(inputs[0])
     tensors, *found = operators.exp_omega_rule_backward(
         *(grad_o, grad_keys),
-        *(_whole(x, shapes, q) for x, shapes in zip(lists, ctx.shapes, strict=True)),
-        *(grad_k_tail, grad_v_tail, saved, *inputs, *ctx.options, mask),
+        *(whole_grads(x, shapes, q, dtype) for x, shapes in zip(lists, ctx.shapes, strict=True)),
+        *(grad_k_tail, grad_v_tail, saved, *inputs, *ctx.options),
+        _AUTOGRAD.mask(ctx.needs_input_grad),
     )
-    result: list[Any] = [None] * (_INPUTS + len(ctx.options) + 1)
-    for index, position in _TENSOR_GRADS.items():
-        if needed[index]:
-            result[index] = tensors[position]
-    for index, position in _LIST_GRADS.items():
-        result[index] = list(found[position - 1]) or [None] * ctx.counts[index]
-    return tuple(result)
-
-
-def _any(needed: Any) -> bool:
-    return any(needed) if isinstance(needed, list | tuple) else bool(needed)
-
-
-def _whole(grads: Any, shapes: list[Any], q: Tensor) -> list[Tensor]:
-    """The list's gradients, zeros for tensors without one; empty where nothing came back."""
-    if all(grad is None for grad in grads or []):
-        return []
-    pairs = zip(grads, shapes, strict=True)
-    return [q.new_zeros(s, dtype=_sums(q)) if g is None else g for g, s in pairs]
+    return _AUTOGRAD.scatter(ctx, tensors, found)
 
 
 register_fake("exp_omega_rule")(_fake)

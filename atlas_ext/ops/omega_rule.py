@@ -10,7 +10,6 @@ from torch import Tensor
 
 from atlas_ext.ops._common import (
     allow_tf32,
-    grad_mask,
     operators,
     register_autocast,
     register_autograd,
@@ -19,23 +18,28 @@ from atlas_ext.ops._common import (
     register_first_order,
     register_flops,
 )
+from atlas_ext.ops._list_autograd import ListAutograd, whole_grads
 from atlas_ext.ops._omega_common import (
     check_matrices_type,
     check_state_type,
+    chunk_count,
     degree_argument,
     features_of,
     memory_shapes,
     requires_grad,
     schedule_arguments,
+    sequence_count,
+    sums_dtype,
 )
 from atlas_ext.ops._omega_flops import chunk_flops
 from atlas_ext.state import OmegaState
 
 _INPUTS = 16  # tensor arguments of the schema: q to cu_seqlens
-# Gradients of omega_rule_backward: an input's position to its place in `grads`, or to its list.
-_TENSOR_GRADS = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 10: 7, 11: 8, 13: 9}
-_LIST_GRADS = {7: 1, 8: 2, 9: 3}
-_DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13)
+_AUTOGRAD = ListAutograd(
+    inputs=_INPUTS,
+    tensors={0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 10: 7, 11: 8, 13: 9},
+    lists={7: 0, 8: 1, 9: 2},
+)
 
 
 def omega_rule(
@@ -143,25 +147,6 @@ def _state_arguments(
     return matrices, [], [], None, None, None
 
 
-def _sums(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
-def _sequences(q: Tensor, cu_seqlens: Tensor | None) -> int:
-    return q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-
-
-def _checkpoints(q: Tensor, position: Tensor | None, cu_seqlens: Tensor | None, chunk: int) -> int:
-    """An upper bound of the number of chunks that follows from shapes alone."""
-    tokens, extra = q.shape[1], 0 if position is None else 1
-    # No int(): it would turn a symbolic size into a constant, one compilation per length.
-    if cu_seqlens is None:
-        count: int = q.shape[0] * ((tokens + chunk - 1) // chunk + extra)
-    else:
-        count = tokens // chunk + _sequences(q, cu_seqlens) * (1 + extra)
-    return count
-
-
 def _fake(*args: Any) -> tuple[Any, ...]:
     q, _, v, gamma = args[:4]
     log_theta, weights, k_tail, v_tail, position, cu_seqlens = (
@@ -171,17 +156,17 @@ def _fake(*args: Any) -> tuple[Any, ...]:
     batch, tokens, heads, key = q.shape
     value, window = v.shape[-1], gamma.shape[-1]
     matrices = memory_shapes([w.shape for w in weights], value, features_of(key, degree))
-    n = _sequences(q, cu_seqlens)
+    n = sequence_count(q, cu_seqlens)
 
     def state(present: bool) -> list[Tensor]:
         shapes = [(n, heads, *matrix) for matrix in matrices if present]
-        return [q.new_empty(shape, dtype=_sums(q)) for shape in shapes]
+        return [q.new_empty(shape, dtype=sums_dtype(q)) for shape in shapes]
 
     def tail(given: Tensor | None, width: int) -> Any:
         dtype = q.dtype if given is None else given.dtype
         return q.new_empty((n, window - 1, heads, width) if final else 0, dtype=dtype)
 
-    count = _checkpoints(q, position, cu_seqlens, chunk_size)
+    count = chunk_count(q, position, cu_seqlens, chunk_size)
     return (
         v.new_empty((batch, tokens, heads, value)),
         state(final),
@@ -191,7 +176,7 @@ def _fake(*args: Any) -> tuple[Any, ...]:
         tail(v_tail if final else None, value),
         q.new_empty(n if final else 0, dtype=torch.int64),
         [
-            q.new_empty((count, heads, columns, rows), dtype=_sums(q))
+            q.new_empty((count, heads, columns, rows), dtype=sums_dtype(q))
             for _ in range(0 if not save else 1 if log_theta is None else 2)
             for rows, columns in matrices
         ],
@@ -199,66 +184,25 @@ def _fake(*args: Any) -> tuple[Any, ...]:
 
 
 def _backward_fake(*args: Any) -> tuple[list[Tensor], ...]:
-    inputs, mask = args[7:23], args[33]
-
-    def like(tensor: Tensor) -> Tensor:
-        return tensor.new_empty(tensor.shape)
-
-    grads = [inputs[0].new_empty(0) for _ in _TENSOR_GRADS]  # outputs must not alias
-    lists: list[list[Tensor]] = [[], [], []]
-    for bit, index in enumerate(_DIFFERENTIABLE):
-        value = inputs[index]
-        if not mask >> bit & 1 or value is None:
-            continue
-        if index in _LIST_GRADS:
-            lists[_LIST_GRADS[index] - 1] = [like(tensor) for tensor in value]
-        else:
-            grads[_TENSOR_GRADS[index]] = like(value)
-    return (grads, *lists)
+    return _AUTOGRAD.fake_grads(args[7:], args[33])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    ctx.counts = [len(x) if isinstance(x, list | tuple) else None for x in inputs[:_INPUTS]]
-    flat = [y for x in inputs[:_INPUTS] for y in (x if isinstance(x, list | tuple) else (x,))]
-    ctx.save_for_backward(*flat, *output[7])
+    _AUTOGRAD.save(ctx, inputs, output[7])
     *ctx.options, _save, ctx.tf32 = inputs[_INPUTS:]
-    ctx.set_materialize_grads(False)
 
 
 def _backward(operators: Any, ctx: Any, *grads: Any) -> tuple[Any, ...]:
-    saved = list(ctx.saved_tensors)
-    inputs: list[Any] = []
-    for count in ctx.counts:
-        inputs.append(saved.pop(0) if count is None else [saved.pop(0) for _ in range(count)])
-    grad_o, grad_w, grad_s, grad_ref, grad_k_tail, grad_v_tail, _, _ = grads
-    needed = ctx.needs_input_grad
-    mask = grad_mask([_any(needed[i]) for i in _DIFFERENTIABLE])
-    tensors, *lists = operators.omega_rule_backward(
+    inputs, saved = _AUTOGRAD.restore(ctx)
+    grad_o, *lists, grad_k_tail, grad_v_tail, _, _ = grads
+    q, shapes = inputs[0], [matrix.shape for matrix in inputs[7]]
+    tensors, *found = operators.omega_rule_backward(
         grad_o,
-        *(_matrices(x, inputs[7], _sums(inputs[0])) for x in (grad_w, grad_s, grad_ref)),
-        *(grad_k_tail, grad_v_tail, saved, *inputs, *ctx.options, mask, ctx.tf32),
+        *(whole_grads(x, shapes, q, sums_dtype(q)) for x in lists),
+        *(grad_k_tail, grad_v_tail, saved, *inputs, *ctx.options),
+        *(_AUTOGRAD.mask(ctx.needs_input_grad), ctx.tf32),
     )
-    result: list[Any] = [None] * (_INPUTS + len(ctx.options) + 2)
-    for index, position in _TENSOR_GRADS.items():
-        if needed[index]:
-            result[index] = tensors[position]
-    for index, position in _LIST_GRADS.items():
-        count = ctx.counts[index]
-        found = lists[position - 1]
-        result[index] = list(found) if found else [None] * count
-    return tuple(result)
-
-
-def _any(needed: Any) -> bool:
-    return any(needed) if isinstance(needed, list | tuple) else bool(needed)
-
-
-def _matrices(grads: Any, weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The list's gradients, zeros for matrices without one; empty where nothing came back."""
-    if all(grad is None for grad in grads or []):
-        return []
-    pairs = zip(grads, weights, strict=True)
-    return [w.new_zeros(w.shape, dtype=dtype) if g is None else g for g, w in pairs]
+    return _AUTOGRAD.scatter(ctx, tensors, found)
 
 
 register_fake("omega_rule")(_fake)
