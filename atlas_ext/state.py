@@ -46,17 +46,14 @@ class OmegaState(NamedTuple):
         ``weights``). Raises ValueError for weights of a wrong rank or leading size and for a window
         below 1.
         """
+        _check_matrices("OmegaState.init", weights)
         matrices = tuple(weights)
         if not 1 <= len(matrices) <= 3:
             raise ValueError(
                 f"OmegaState.init: weights: wanted 1, 2 or 3 matrices, got {len(matrices)}"
             )
-        if window < 1:
-            raise ValueError(f"OmegaState.init: window: wanted an integer >= 1, got {window}")
-        if num_sequences < 0:
-            raise ValueError(
-                f"OmegaState.init: num_sequences: wanted an integer >= 0, got {num_sequences}"
-            )
+        _check_count("OmegaState.init", "window", window, 1)
+        _check_count("OmegaState.init", "num_sequences", num_sequences, 0)
         heads = matrices[0].shape[-3] if matrices[0].dim() >= 3 else -1
         for index, matrix in enumerate(matrices):
             shape = tuple(matrix.shape)
@@ -73,10 +70,7 @@ class OmegaState(NamedTuple):
             tail_dtype = dtype
 
         def own_copy(matrix: Tensor) -> Tensor:  # [N, H, out, in]
-            expanded = matrix.to(device=device, dtype=dtype).expand(
-                num_sequences, *matrix.shape[-3:]
-            )
-            return expanded.clone(memory_format=torch.contiguous_format)
+            return _own_copy(matrix.to(device=device, dtype=dtype), num_sequences)
 
         def tail(width: int) -> Tensor:  # [N, W-1, H, width]
             return torch.zeros(
@@ -95,13 +89,7 @@ class OmegaState(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> OmegaState:
         """The state with ``function`` applied to every tensor."""
-
-        def apply(field: Tensor | tuple[Tensor, ...] | None) -> Any:
-            if isinstance(field, tuple):
-                return tuple(function(tensor) for tensor in field)
-            return None if field is None else function(field)
-
-        return OmegaState(*(apply(field) for field in self))
+        return OmegaState(*(_mapped(field, function) for field in self))
 
     def detach(self) -> OmegaState:
         """The state without autograd history (truncated backpropagation through time)."""
@@ -148,6 +136,12 @@ class ExpOmegaState:
         self.v_tail = v_tail
         self.position = position
         self.length = length
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> ExpOmegaState:
+        """The state with ``function`` applied to every tensor."""
+        tensors = {name: value for name, value in vars(self).items() if name != "length"}
+        fields = {name: _mapped(value, function) for name, value in tensors.items()}
+        return ExpOmegaState(**fields, length=self.length)
 
     @property
     def capacity(self) -> int:
@@ -197,20 +191,31 @@ class ExpOmegaState:
         tensor is a copy of its own. Raises ValueError for another number of weights or for wrong
         shapes.
         """
+        op = "ExpOmegaState.init"
+        _check_matrices(op, weights)
         matrices = tuple(weights or ())
         if len(matrices) not in (0, 2, 3):
             raise ValueError(
-                "ExpOmegaState.init: weights: wanted None, (W0, W2) or (W0, W0g, W2), "
+                f"{op}: weights: wanted None, (W0, W2) or (W0, W0g, W2), "
                 f"got {len(matrices)} matrices"
             )
         for index, matrix in enumerate(matrices):
             if tuple(matrix.shape[:-2]) not in ((num_heads,), (num_sequences, num_heads)):
                 raise ValueError(
-                    f"ExpOmegaState.init: weights[{index}]: wanted [{num_heads}, out, in] or "
+                    f"{op}: weights[{index}]: wanted [{num_heads}, out, in] or "
                     f"[{num_sequences}, {num_heads}, out, in], got {list(matrix.shape)}"
                 )
-        if window < 1:
-            raise ValueError(f"ExpOmegaState.init: window: wanted an integer >= 1, got {window}")
+        for index, matrix in enumerate(matrices):
+            hidden, last = matrices[0].shape[-2], index + 1 == len(matrices)
+            sizes = (value_dim, hidden) if last else (hidden, key_dim)
+            if tuple(matrix.shape[-2:]) != sizes:
+                raise ValueError(
+                    f"{op}: weights[{index}]: wanted {'[V, F]' if last else '[F, K]'} = "
+                    f"{list(sizes)} per head, got {list(matrix.shape)}"
+                )
+        _check_count(op, "window", window, 1)
+        _check_count(op, "num_sequences", num_sequences, 0)
+        _check_count(op, "capacity", capacity, 0)
         if dtype is None:
             wide = bool(matrices) and matrices[0].dtype == torch.float64
             dtype = torch.float64 if wide else torch.float32
@@ -226,12 +231,7 @@ class ExpOmegaState:
 
         def copies() -> tuple[Tensor, ...]:
             moved = (matrix.to(device=device, dtype=dtype) for matrix in matrices)
-            return tuple(
-                matrix.expand(num_sequences, *matrix.shape[-3:]).clone(
-                    memory_format=torch.contiguous_format
-                )
-                for matrix in moved
-            )
+            return tuple(_own_copy(matrix, num_sequences) for matrix in moved)
 
         current = copies()
         return cls(
@@ -247,3 +247,26 @@ class ExpOmegaState:
             position=torch.zeros(num_sequences, dtype=torch.int64, device=device),
             length=0,
         )
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Of a tensor, of each of a tuple's, or of nothing."""
+    if value is None:
+        return None
+    return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
+
+
+def _own_copy(matrix: Tensor, num_sequences: int) -> Tensor:  # [H, ...] or [N, H, ...]
+    """One matrix for each sequence, [N, H, out, in], contiguous."""
+    expanded = matrix.expand(num_sequences, *matrix.shape[-3:])
+    return expanded.clone(memory_format=torch.contiguous_format)
+
+
+def _check_count(op: str, name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{op}: {name}: wanted an integer >= {least}, got {value}")
+
+
+def _check_matrices(op: str, weights: object) -> None:
+    if isinstance(weights, Tensor):
+        raise ValueError(f"{op}: weights: wanted a tuple of matrices, got a Tensor")

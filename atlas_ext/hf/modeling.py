@@ -33,6 +33,9 @@ class AtlasForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ["AtlasBlock"]  # noqa: RUF012
 
     def __init__(self, config: AtlasHFConfig) -> None:
+        if not isinstance(config, self.config_class):
+            got, wanted = type(config).__name__, self.config_class.__name__
+            raise ValueError(f"{type(self).__name__}: config: wanted {wanted}, got {got}")
         super().__init__(config)
         self.model = self.core_type(config.to_atlas())
         self.gradient_checkpointing = self.model.config.activation_checkpointing

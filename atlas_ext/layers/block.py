@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_state
 from .exp_omega_memory import ExpOmegaMemory
 from .memory_as_context import MemoryAsContext
 from .memory_as_gate import MemoryAsGate
@@ -77,10 +78,8 @@ class AtlasBlock(nn.Module):
             y, state = self.memory(self.memory_norm(x), state, cu_seqlens, return_state)
             x = x + y
             return x + self.mlp(self.mlp_norm(x)), state
-        if state is not None and not isinstance(state, ParallelState):
-            got = type(state).__name__
-            raise ValueError(f"AtlasBlock: state: wanted a ParallelState, got {got}")
-        first, second = (None, None) if state is None else state
+        given = check_state("AtlasBlock", state, ParallelState)
+        first, second = (None, None) if given is None else given
         y, first = self.memory(self.memory_norm(x), first, cu_seqlens, return_state)
         x = x + y
         y, second = self.attention(self.attention_norm(x), second, cu_seqlens, return_state)

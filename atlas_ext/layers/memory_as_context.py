@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_bounds, check_state
 from .gated_product import GatedProduct
 from .memory_read import read_memory
 from .omega_memory import OmegaMemory
@@ -91,6 +92,8 @@ class MemoryAsContext(nn.Module):
         Synchronises with the device for `cu_seqlens`, and for a state and more than one token: the
         number of segments depends on their values.
         """
+        check_state("MemoryAsContext", state, ContextState)
+        check_bounds("MemoryAsContext", x, cu_seqlens)
         if cu_seqlens is not None:
             return self._one_by_one(x, state, cu_seqlens.tolist(), return_state)
         if state is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .checks import check_state
 from .gated_product import GatedProduct
 from .omega_memory import OmegaMemory
 from .sliding_window_attention import SlidingWindowAttention
@@ -39,7 +40,8 @@ class MemoryAsGate(nn.Module):
         cu_seqlens: Tensor | None = None,  # [N+1]
         return_state: bool = False,
     ) -> tuple[Tensor, ParallelState | None]:
-        """Arguments and results as `OmegaMemory.forward`."""
+        """Arguments, results and errors as `OmegaMemory.forward`."""
+        check_state("MemoryAsGate", state, ParallelState)
         first, second = (None, None) if state is None else state
         memory, first = self.memory(x, first, cu_seqlens, return_state)
         attention, second = self.attention(x, second, cu_seqlens, return_state)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_state
 from .memory_init import INITIAL_ALPHA, INITIAL_GAMMA_SINGLE, INITIAL_THETA
 from .short_convolution import ShortConvolution
 from .state import MemoryState
@@ -40,6 +41,9 @@ class MemoryLayer(nn.Module):
         norm_eps: float,
     ) -> None:
         super().__init__()
+        if window < 1:
+            name = type(self).__name__
+            raise ValueError(f"{name}: window: wanted an integer >= 1, got {window}")
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.window = window
@@ -91,7 +95,14 @@ class MemoryLayer(nn.Module):
 
         A single token with a state and without gradients updates that state in place; otherwise
         the state given is left alone and a new one is returned.
+
+        Raises:
+            ValueError: x, the state or the bounds do not fit.
         """
+        name, width = type(self).__name__, self.qkv_proj.in_features
+        if x.dim() != 3 or x.shape[-1] != width:
+            raise ValueError(f"{name}: x: wanted [B, T, {width}], got {list(x.shape)}")
+        check_state(name, state, MemoryState)
         tail = None if state is None else state.conv
         qkv, tail = self.qkv_conv(self.qkv_proj(x), tail, cu_seqlens)
         q, k, v = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).unbind(2)

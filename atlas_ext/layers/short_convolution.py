@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_bounds
+
 
 class ShortConvolution(nn.Module):
     """Causal depthwise convolution of a few tokens: `y_t = sum_j weight[:, j] * x_{t-width+1+j}`.
@@ -65,6 +67,7 @@ class ShortConvolution(nn.Module):
             raise ValueError(
                 f"ShortConvolution: x: wanted [B, T, {self.channels}], got {list(x.shape)}"
             )
+        check_bounds("ShortConvolution", x, cu_seqlens)
         sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         wanted = (sequences, self.width - 1, self.channels)
         if tail is None:
@@ -91,10 +94,6 @@ class ShortConvolution(nn.Module):
 
         Shapes follow from those of the inputs alone, so there is no synchronisation with a device.
         """
-        if x.shape[0] != 1:
-            raise ValueError(
-                f"ShortConvolution: x: wanted batch 1 with cu_seqlens, got {x.shape[0]}"
-            )
         pad, length, sequences = self.width - 1, x.shape[1], tail.shape[0]
         starts = cu_seqlens.long()
         tokens = torch.arange(length, device=x.device)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_bounds, check_state
 from .memory_layer import updates_in_place
 from .rotary import rotate
 from .state import AttentionState
@@ -169,8 +170,8 @@ class SlidingWindowAttention(nn.Module):
         op, width = "SlidingWindowAttention", self.qkv_proj.in_features
         if x.dim() != 3 or x.shape[-1] != width:
             raise ValueError(f"{op}: x: wanted [B, T, {width}], got {list(x.shape)}")
-        if cu_seqlens is not None and x.shape[0] != 1:
-            raise ValueError(f"{op}: x: wanted batch 1 with cu_seqlens, got {x.shape[0]}")
+        check_bounds(op, x, cu_seqlens)
+        check_state(op, state, AttentionState)
         sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         wanted = (sequences, self.window - 1, self.num_heads, self.head_dim)
         if state is not None and tuple(state.k.shape) != wanted:

@@ -62,13 +62,7 @@ class MemoryState(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> MemoryState:
         """The state with `function` applied to every tensor."""
-        memory: OmegaState | ExpOmegaState
-        if isinstance(self.memory, OmegaState):
-            memory = OmegaState(*(_mapped(value, function) for value in self.memory))
-        else:
-            fields = {name: _mapped(getattr(self.memory, name), function) for name in _EXP_FIELDS}
-            memory = ExpOmegaState(**fields, length=self.memory.length)
-        return MemoryState(memory, function(self.conv))
+        return MemoryState(self.memory.map(function), function(self.conv))
 
 
 class AttentionState(NamedTuple):
@@ -142,8 +136,9 @@ class ContextState(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ContextState:
         """The state with `function` applied to every tensor."""
-        rest = (_mapped(value, function) for value in self[1:])
-        return ContextState(self.memory.map(function), *rest)
+        weights = tuple(map(function, self.weights))
+        rest = (function(tensor) for tensor in self[2:])
+        return ContextState(self.memory.map(function), weights, *rest)
 
 
 LayerState: TypeAlias = MemoryState | ParallelState | ContextState
@@ -164,12 +159,6 @@ def _named(name: str, value: Tensor | tuple[Tensor, ...] | None) -> dict[str, Te
     if isinstance(value, tuple):
         return {f"{name}.{i}": tensor for i, tensor in enumerate(value)}
     return {name: value}
-
-
-def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if value is None:
-        return None
-    return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
 
 
 def _group(named: Mapping[str, Tensor], field: str) -> tuple[Tensor, ...]:

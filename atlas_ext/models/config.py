@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -172,7 +173,8 @@ class AtlasConfig:
 
         Sizes are those of the paper's table 7. Its heads column suits attention: variants with a
         deep memory get heads of 16 where they have a polynomial map and heads of 64 where they have
-        none, and Newton-Schulz every 16 tokens.
+        none, hidden_size // head_dim of them, and Newton-Schulz every 16 tokens. Heads given as an
+        override keep that width.
 
         Raises:
             ValueError: no preset of that name, or an override is out of range.
@@ -182,6 +184,7 @@ class AtlasConfig:
             wanted = f"<variant>-<size> with variant in {tuple(VARIANTS)}, size in {tuple(SIZES)}"
             raise _error("preset", wanted, name)
         hidden_size, num_layers, num_heads = SIZES[size]
+        hidden_size = overrides.get("hidden_size", hidden_size)
         fields: dict[str, Any] = {
             "vocab_size": vocab_size,
             "hidden_size": hidden_size,
@@ -219,5 +222,5 @@ def _check_count(name: str, value: object, least: int = 1) -> None:
 def _check_positive(name: str, value: object, *, optional: bool = False) -> None:
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise _error(name, "a number above 0", value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise _error(name, "a finite number above 0", value)

@@ -7,17 +7,24 @@ from torch import Tensor
 
 
 def check_sampling(
-    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    eos_token_id: int | None,
 ) -> None:
     """Raises ValueError when an option of `generate` is out of range."""
-    if max_new_tokens < 0:
-        raise ValueError(f"generate: max_new_tokens: wanted at least 0, got {max_new_tokens}")
-    if temperature < 0:
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        wanted = "an integer >= 0"
+        raise ValueError(f"generate: max_new_tokens: wanted {wanted}, got {max_new_tokens}")
+    if not temperature >= 0:
         raise ValueError(f"generate: temperature: wanted at least 0, got {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"generate: top_k: wanted None or at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p: wanted None or a number in (0, 1], got {top_p}")
+    if eos_token_id is not None and not isinstance(eos_token_id, int):
+        raise ValueError(f"generate: eos_token_id: wanted None or one id, got {eos_token_id}")
 
 
 def sample_token(

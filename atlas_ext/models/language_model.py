@@ -90,7 +90,7 @@ class LanguageModel(nn.Module):
         """Logits for every token, and the mean cross-entropy of the next one when labels are given.
 
         Args:
-            input_ids: token ids, int64.
+            input_ids: token ids, int64 or int32.
             labels: as input_ids, -100 where ignored; shifted inside, never across packed sequences.
             cache: goes on where it stands, with any number of tokens, and is updated in place.
             use_cache: return a cache; implied by `cache`.
@@ -118,8 +118,12 @@ class LanguageModel(nn.Module):
         The input of each block is appended to `trace`.
 
         Raises:
-            ValueError: the cache has another number of layers.
+            ValueError: the cache is none, or has another number or kind of layers.
         """
+        if cache is not None and not isinstance(cache, AtlasCache):
+            raise ValueError(
+                f"{self._name}: cache: wanted an AtlasCache, got {type(cache).__name__}"
+            )
         states: list[LayerState] | list[None] = [None] * len(self.blocks)
         if cache is not None and cache.layers:
             states = cache.layers
@@ -186,7 +190,7 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: an option is out of range, a prompt is empty, or the mask does not fit.
         """
-        check_sampling(max_new_tokens, temperature, top_k, top_p)
+        check_sampling(max_new_tokens, temperature, top_k, top_p, eos_token_id)
         self._check_tokens(input_ids, None)
         if input_ids.shape[1] == 0:
             raise ValueError("generate: input_ids: wanted at least one token, got none")
@@ -214,12 +218,15 @@ class LanguageModel(nn.Module):
     def _check_tokens(self, input_ids: Tensor, labels: Tensor | None) -> None:
         if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(
-                f"{self._name}: input_ids: wanted int64 [B, T], got {input_ids.dtype} "
+                f"{self._name}: input_ids: wanted int64 or int32 [B, T], got {input_ids.dtype} "
                 f"{list(input_ids.shape)}"
             )
-        if labels is not None and labels.shape != input_ids.shape:
+        if labels is None:
+            return
+        if labels.shape != input_ids.shape or labels.dtype not in (torch.int64, torch.int32):
             raise ValueError(
-                f"{self._name}: labels: wanted {list(input_ids.shape)}, got {list(labels.shape)}"
+                f"{self._name}: labels: wanted int64 or int32 {list(input_ids.shape)}, "
+                f"got {labels.dtype} {list(labels.shape)}"
             )
 
 
@@ -235,6 +242,6 @@ def next_token_loss(
         labels = bounds.index_fill(1, cu_seqlens.long(), IGNORED_LABEL)[:, :-1]
     scores = logits[:, :-1].flatten(0, 1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    targets = labels[:, 1:].flatten()
+    targets = labels[:, 1:].flatten().long()
     total = F.cross_entropy(scores, targets, ignore_index=IGNORED_LABEL, reduction="sum")
     return total / (targets != IGNORED_LABEL).sum().clamp(min=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ def scale_argument(op: str, scale: Any, key_dim: int) -> float:
         return float(key_dim**-0.5)
     if not isinstance(scale, int | float):
         raise ValueError(f"{op}: scale: wanted a number or None, got {type(scale).__name__}")
+    if not math.isfinite(scale):
+        raise ValueError(f"{op}: scale: wanted a finite number, got {scale}")
     return float(scale)
 
 
