@@ -135,7 +135,7 @@ def print_plans(with_cuda: bool) -> None:
         groups = list(merged(cells))
         print(f"  {title}" + (f": {groups[0][1]}" if len(groups) == 1 else ""))
         for devices, text in groups if len(groups) > 1 else ():
-            print(f"    {devices:<29} {text}")
+            print(f"    {devices:<30} {text}")
     print("  exp_omega_rule, exp_omega_rule_update: not in this version")
 
 
