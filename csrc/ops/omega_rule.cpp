@@ -7,15 +7,11 @@ namespace {
 
 namespace cpu = kernels::cpu;
 
-using Forward = std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor, Tensor, Tensors>;
-
-Tensor final_position(const Tensor& like, const cpu::OmegaInputs& in) {
-  const Tensor position = torch::stable::new_empty(like, {in.num_sequences}, ScalarType::Long);
+void set_final_position(const Tensor& position, const cpu::OmegaInputs& in) {
   for (int64_t n = 0; n < in.num_sequences; ++n) {
     const cpu::OmegaSequence& sequence = in.sequences[n];
     position.mutable_data_ptr<int64_t>()[n] = sequence.position + sequence.end - sequence.begin;
   }
-  return position;
 }
 
 // Checkpoints are as many as shapes allow; an output must not hold the memory that no chunk wrote.
@@ -35,83 +31,41 @@ void zero_unwritten(const Tensor& checkpoints, const cpu::OmegaInputs& in, int64
   }
 }
 
-Forward omega_rule_cpu(const Tensor& q, const Tensor& k,
-                       const Tensor& v,  // [B, T, H, K], [B, T, H, K], [B, T, H, V]
-                       const Tensor& gamma, const Tensor& eta,  // [B, T, H, W], [B, T, H]
-                       const MaybeTensor& log_alpha, const MaybeTensor& log_theta,  // [B, T, H]
-                       const Tensors& weights, const Tensors& momentum,
-                       const Tensors& chunk_weights,  // each [N, H, out, in]
-                       const MaybeTensor& k_tail,
-                       const MaybeTensor& v_tail,          // [N, W-1, H, K], [N, W-1, H, V]
-                       const MaybeTensor& position,        // [N]
-                       const MaybeTensor& feature_scales,  // [degree + 1]
-                       const MaybeTensor& ns_table,        // [ns_steps, 3]
-                       const MaybeTensor& cu_seqlens,      // [N + 1]
-                       const std::string& objective, const std::string& activation, bool residual,
-                       int64_t degree, int64_t ns_steps, const std::string& ns_schedule,
-                       const std::string& ns_scale, int64_t ns_every, int64_t chunk_size,
-                       bool output_final_state, bool save_checkpoints,
-                       [[maybe_unused]] bool allow_tf32) {
+OmegaOutputs omega_rule_cpu(const Tensor& q, const Tensor& k,
+                            const Tensor& v,  // [B, T, H, K], [B, T, H, K], [B, T, H, V]
+                            const Tensor& gamma, const Tensor& eta,  // [B, T, H, W], [B, T, H]
+                            const MaybeTensor& log_alpha,
+                            const MaybeTensor& log_theta,  // [B, T, H]
+                            const Tensors& weights, const Tensors& momentum,
+                            const Tensors& chunk_weights,  // each [N, H, out, in]
+                            const MaybeTensor& k_tail,
+                            const MaybeTensor& v_tail,          // [N, W-1, H, K], [N, W-1, H, V]
+                            const MaybeTensor& position,        // [N]
+                            const MaybeTensor& feature_scales,  // [degree + 1]
+                            const MaybeTensor& ns_table,        // [ns_steps, 3]
+                            const MaybeTensor& cu_seqlens,      // [N + 1]
+                            const std::string& objective, const std::string& activation,
+                            bool residual, int64_t degree, int64_t ns_steps,
+                            const std::string& ns_schedule, const std::string& ns_scale,
+                            int64_t ns_every, int64_t chunk_size, bool output_final_state,
+                            bool save_checkpoints, [[maybe_unused]] bool allow_tf32) {
   const OmegaCall call("omega_rule", q, k, v, gamma, eta, log_alpha, log_theta, weights, momentum,
                        chunk_weights, k_tail, v_tail, position, feature_scales, ns_table,
                        cu_seqlens,
                        {objective, activation, residual, degree, ns_steps, ns_schedule, ns_scale,
                         ns_every, chunk_size});
   const OmegaShape& shape = call.shape;
-  const ScalarType sums = compute_type(q);
-  const auto new_state = [&] {
-    Tensors state;
-    for (int64_t l = 0; l < shape.matrices; ++l) {
-      const std::vector<int64_t> sizes = matrix_shape(shape, l);
-      state.push_back(
-          torch::stable::new_empty(q, {shape.sequences, shape.heads, sizes[0], sizes[1]}, sums));
-    }
-    return state;
-  };
-  const auto tail_tensor = [&](const MaybeTensor& given, const Tensor& tokens, int64_t width) {
-    return torch::stable::new_empty(q, {shape.sequences, shape.window - 1, shape.heads, width},
-                                    given ? given->scalar_type() : tokens.scalar_type());
-  };
-  Forward result{
-      new_result(v, {shape.batch, shape.tokens, shape.heads, shape.value}, v.scalar_type()),
-      {},
-      {},
-      {},
-      torch::stable::new_empty(q, {0}),  // one each: outputs must not alias
-      torch::stable::new_empty(q, {0}),
-      torch::stable::new_empty(q, {0}, ScalarType::Long),
-      {}};
-  auto& [o, final_weights, final_momentum, final_chunk, final_k, final_v, final_place,
-         checkpoints] = result;
   cpu::OmegaForward args{};
   args.options = call.options();
   args.in = call.in;
-  args.o = mutable_array(o);
-  if (output_final_state) {
-    final_weights = new_state();
-    final_chunk = new_state();
-    if (log_theta) final_momentum = new_state();
-    final_k = tail_tensor(k_tail, k, shape.key);
-    final_v = tail_tensor(v_tail, v, shape.value);
-    final_place = final_position(q, call.in);
-    mutable_each(args.weights, final_weights);
-    mutable_each(args.chunk_weights, final_chunk);
-    mutable_each(args.momentum, final_momentum);
-    args.k_tail = mutable_array(final_k);
-    args.v_tail = mutable_array(final_v);
-  }
-  if (save_checkpoints) {
-    for (void** saved : {args.weights_checkpoints, args.momentum_checkpoints}) {
-      if (saved == args.momentum_checkpoints && !log_theta) break;
-      for (int64_t l = 0; l < shape.matrices; ++l) {
-        const std::vector<int64_t> sizes = matrix_shape(shape, l);
-        checkpoints.push_back(
-            new_result(q, {call.checkpoints, shape.heads, sizes[1], sizes[0]}, sums));
-        zero_unwritten(checkpoints.back(), call.in, args.options.chunk_size);
-        saved[l] = checkpoints.back().mutable_data_ptr();
-      }
-    }
-  }
+  const OmegaGiven given{q,         k,       v,        gamma,         eta,    log_alpha,
+                         log_theta, weights, momentum, chunk_weights, k_tail, v_tail};
+  OmegaOutputs result =
+      new_outputs(args, given, shape, {output_final_state, save_checkpoints, call.checkpoints},
+                  compute_type(q), new_kernel_result);
+  if (output_final_state) set_final_position(std::get<6>(result), call.in);
+  for (const Tensor& saved : std::get<7>(result))
+    zero_unwritten(saved, call.in, args.options.chunk_size);
   if (shape.sequences * shape.heads == 0) return result;
   const cpu::ParallelFor parallel = torch_threads();
   const Tensor memory = scratch(q, cpu::omega_rule_scratch(args.options, args.in, false, parallel));

@@ -7,11 +7,7 @@ namespace {
 
 namespace cuda_kernels = kernels::cuda;
 
-using Backward = std::tuple<Tensors, Tensors, Tensors, Tensors>;
-
-// `grads` holds the gradients of q, k, v, gamma, eta, log_alpha, log_theta, k_tail, v_tail and
-// feature_scales, with no elements where unwanted.
-Backward omega_rule_backward_cuda(
+OmegaGradients omega_rule_backward_cuda(
     const MaybeTensor& grad_o,  // [B, T, H, V]
     const Tensors& grad_weights, const Tensors& grad_momentum,
     const Tensors& grad_chunk_weights,  // each [N, H, out, in]
@@ -56,36 +52,9 @@ Backward omega_rule_backward_cuda(
     args.grad_final_v_tail = omega_tensor(cuda, op, grad_v_tail, "grad_v_tail");
   }
 
-  Backward result;
-  auto& [grads, out_weights, out_momentum, out_chunk] = result;
-  for (int i = 0; i < 10; ++i)  // one each: outputs must not alias
-    grads.push_back(torch::stable::new_empty(q, {0}));
-  const auto want = [&](const Tensor& like, cuda_kernels::OmegaResult& target, const char* name) {
-    const Tensor grad = torch::stable::new_empty(like, {like.sizes().begin(), like.sizes().end()});
-    target = omega_result(cuda, op, grad, name);
-    return grad;
-  };
-  if (grad_mask & kQ) grads[0] = want(q, args.grad_q, "grad_q");
-  if (grad_mask & kK) grads[1] = want(k, args.grad_k, "grad_k");
-  if (grad_mask & kV) grads[2] = want(v, args.grad_v, "grad_v");
-  if (grad_mask & kGamma) grads[3] = want(gamma, args.grad_gamma, "grad_gamma");
-  if (grad_mask & kEta) grads[4] = want(eta, args.grad_eta, "grad_eta");
-  if (log_alpha && (grad_mask & kLogAlpha))
-    grads[5] = want(*log_alpha, args.grad_log_alpha, "grad_log_alpha");
-  if (log_theta && (grad_mask & kLogTheta))
-    grads[6] = want(*log_theta, args.grad_log_theta, "grad_log_theta");
-  if (k_tail && (grad_mask & kKTail)) grads[7] = want(*k_tail, args.grad_k_tail, "grad_k_tail");
-  if (v_tail && (grad_mask & kVTail)) grads[8] = want(*v_tail, args.grad_v_tail, "grad_v_tail");
-  for (size_t l = 0; l < matrices; ++l) {
-    if (grad_mask & kWeights)
-      out_weights.push_back(want(weights[l], args.grad_weights[l], "grad_weights"));
-    if (!momentum.empty() && (grad_mask & kMomentum)) {
-      out_momentum.push_back(want(momentum[l], args.grad_momentum[l], "grad_momentum"));
-      if (!log_theta) torch::stable::zero_(out_momentum[l]);
-    }
-    if (!chunk_weights.empty() && (grad_mask & kChunkWeights))
-      out_chunk.push_back(want(chunk_weights[l], args.grad_chunk_weights[l], "grad_chunk_weights"));
-  }
+  const OmegaGiven given{q,         k,       v,        gamma,         eta,    log_alpha,
+                         log_theta, weights, momentum, chunk_weights, k_tail, v_tail};
+  OmegaGradients result = new_gradients(args, given, grad_mask, NewKernelResult{cuda, op});
   const bool wants_scales = feature_scales && (grad_mask & kScales);
   const Tensor scales =
       torch::stable::new_zeros(q, {wants_scales ? call.items() : 0, degree + 1}, ScalarType::Float);
@@ -98,10 +67,7 @@ Backward omega_rule_backward_cuda(
     check_launch(cuda_kernels::omega_rule_backward(args, plan, cuda.stream()), op);
   }
   if (wants_scales) {
-    const int64_t rows[1] = {0};
-    grads[9] = torch::stable::to(
-        torch::stable::sum(scales, torch::headeronly::IntHeaderOnlyArrayRef(rows, 1)),
-        feature_scales->scalar_type());
+    std::get<0>(result)[9] = summed_scales(scales, *feature_scales);
   }
   return result;
 }

@@ -6,7 +6,7 @@
 
 #include "kernels/cpu/omega_rule.h"
 #include "ops/dispatch.h"
-#include "ops/omega_rule.h"
+#include "ops/omega_rule_outputs.h"
 
 namespace atlas::ops {
 
@@ -30,6 +30,19 @@ inline void strided_each(kernels::cpu::Strided* views, const Tensors& matrices) 
 inline void mutable_each(kernels::cpu::MutableArray* arrays, const Tensors& matrices) {
   for (size_t l = 0; l < matrices.size(); ++l) arrays[l] = mutable_array(matrices[l]);
 }
+
+// How results are made for new_outputs and new_gradients.
+inline void point_to(kernels::cpu::MutableArray& target, const Tensor& tensor) {
+  target = mutable_array(tensor);
+}
+inline void point_to(void*& target, const Tensor& tensor) { target = tensor.mutable_data_ptr(); }
+
+constexpr auto new_kernel_result = [](auto& target, const char*, const Tensor& like,
+                                      const std::vector<int64_t>& shape, ScalarType type) {
+  const Tensor result = new_result(like, shape, type);
+  point_to(target, result);
+  return result;
+};
 
 // The kernels' options, with what they point to.
 struct OmegaCpuOptions {

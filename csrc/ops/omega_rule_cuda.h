@@ -4,7 +4,7 @@
 
 #include "kernels/cuda/omega_rule.h"
 #include "ops/cuda_arguments.h"
-#include "ops/omega_rule.h"
+#include "ops/omega_rule_outputs.h"
 
 namespace atlas::ops {
 
@@ -32,10 +32,23 @@ inline void omega_tensors(const CudaContext& cuda, const char* op,
     views[l] = omega_tensor(cuda, op, matrices[l], name, update);
 }
 
-inline kernels::cuda::OmegaResult omega_result(const CudaContext& cuda, const char* op,
-                                               const Tensor& tensor, const char* name) {
-  return {cuda.write(tensor, name), cuda_dtype(op, name, tensor)};
-}
+// How results are made for new_outputs and new_gradients.
+struct NewKernelResult {
+  const CudaContext& cuda;
+  const char* op;
+
+  template <class Target>
+  Tensor operator()(Target& target, const char* name, const Tensor& like,
+                    const std::vector<int64_t>& shape, ScalarType type) const {
+    const Tensor result = torch::stable::new_empty(like, shape, type);
+    void* const data = cuda.write(result, name);
+    if constexpr (std::is_same_v<Target, kernels::cuda::OmegaResult>)
+      target = {data, cuda_dtype(op, name, result)};
+    else
+      target = static_cast<Target>(data);
+    return result;
+  }
+};
 
 // What the kernels' 32-bit indices allow.
 inline void check_omega_limits(const char* op, const char* argument, const OmegaShape& shape,
