@@ -108,6 +108,11 @@ def test_other_devices(name: str, capability: int) -> None:
             assert_right(case, dtype)
 
 
+def test_shared_memory_just_below_what_needs_opting_in(device: Any) -> None:
+    """47.6 KiB, and OmegaWork and OmegaGrads beside them: more than 48 KiB."""
+    assert_right(_omega("c1", "", (1, 2), H=1, K=64, V=64, W=4, chunk_size=1))
+
+
 @pytest.mark.parametrize("memory", ["linear", "mlp"])
 def test_causality_is_bitwise(memory: str, device: Any) -> None:
     case = _omega("causal", "", (1, 23), W=4, memory=memory, theta=True, chunk_size=8)

@@ -18,6 +18,13 @@ ATLAS_KERNEL void missing_barrier_kernel(const float* x, float* out) {
   out[threadIdx.x] = tile[blockDim.x - 1 - threadIdx.x];
 }
 
+// With 47 KiB of dynamic shared memory more than a launch may have without opting in.
+ATLAS_KERNEL void wide_static_kernel(const float* x, float* out) {
+  SHARED_ARRAY(float, tile, 512);
+  tile[threadIdx.x] = x[threadIdx.x];
+  out[threadIdx.x] = tile[threadIdx.x];
+}
+
 ATLAS_KERNEL void missing_sync_warp_kernel(const float* x, float* out) {
   SHARED_ARRAY(float, tile, kWarp);
   tile[lane_id()] = x[threadIdx.x];

@@ -93,6 +93,8 @@ std::string copies() {
 std::string too_many_threads() { return run<bugs::missing_barrier_kernel>(1, 1056, 0, same); }
 std::string too_much_shared() { return run<bugs::missing_barrier_kernel>(1, 32, 164 << 10, same); }
 
+std::string static_not_counted() { return run<bugs::wide_static_kernel>(1, 32, 47 << 10, same); }
+
 const std::vector<Bug>& all_bugs() {
   using namespace bugs;
   static const std::vector<Bug> all = {
@@ -149,6 +151,8 @@ const std::vector<Bug>& all_bugs() {
       {"too_many_threads", Kind::plain, too_many_threads, kAnyOrder,
        "block.x: wanted 1 to 1024, got 1056"},
       {"too_much_shared", Kind::plain, too_much_shared, kAnyOrder, "shared memory: wanted"},
+      {"static_not_counted", Kind::plain, static_not_counted, kAnyOrder,
+       "more shared memory than the launch's 49152 bytes"},
   };
   return all;
 }

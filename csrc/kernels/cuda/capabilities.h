@@ -23,4 +23,8 @@ constexpr int shared_kibibytes(int capability) {
   }
 }
 
+// Blocks with more dynamic shared memory opt in to it. 48 KiB need no opting in, but static arrays
+// count as well: they have the KiB between.
+constexpr int kOptInBeyond = 47 << 10;
+
 }  // namespace atlas::kernels::cuda

@@ -1,6 +1,7 @@
 #pragma once
 // The one way to start a kernel: launch<kernel<T>>(grid, block, shared_bytes, stream,
 // arguments...). Returns the launch's status, cudaSuccess for an empty grid, which is not launched.
+#include "kernels/cuda/capabilities.h"
 #include "kernels/cuda/platform.cuh"
 
 #ifdef __CUDACC__
@@ -12,9 +13,7 @@ cudaError_t launch_typed(void (*)(Parameters...), dim3 grid, dim3 block, size_t 
                          cudaStream_t stream, Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   const void* function = reinterpret_cast<const void*>(kKernel);
-  // 48 KiB need no opting in, but static arrays, of less than 1 KiB here, count as well.
-  constexpr size_t kWithoutOptIn = 47 << 10;
-  if (shared_bytes > kWithoutOptIn) {
+  if (shared_bytes > kOptInBeyond) {
     const cudaError_t status = cudaFuncSetAttribute(
         function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (status != cudaSuccess) return status;

@@ -78,32 +78,6 @@ __device__ __forceinline__ void load_tail_grads(float* sums, int ld, int width,
   });
 }
 
-// state += each [n, head, out, in] transposed.
-__device__ __forceinline__ void add_tensors(float* state, const OmegaTensor* tensors,
-                                            const OmegaOptions& o, const OmegaItem& item) {
-  if (!tensors[0].present) return;
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    const OmegaTensor& t = tensors[l];
-    const int64_t from = item.n * t.stride[0] + item.head * t.stride[1];
-    each(m.out, m.in, [&](int j, int i) {
-      state[m.at + i * m.ld + j] += load_value(t, from + j * t.stride[2] + i * t.stride[3]);
-    });
-  }
-}
-
-__device__ __forceinline__ void store_grads(const OmegaResult* results, const float* state,
-                                            const OmegaOptions& o, const OmegaItem& item) {
-  if (results[0].data == nullptr) return;
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    const int64_t to = (item.n * o.heads + item.head) * m.in * m.out;
-    each(m.out, m.in, [&](int j, int i) {
-      store_value(results[l].data, results[l].dtype, to + j * m.in + i, state[m.at + i * m.ld + j]);
-    });
-  }
-}
-
 // Takes the gradients of the final state. The final chunk_weights are M_T where the last token
 // closed a chunk, else the last chunk's M_ref.
 __device__ __forceinline__ void begin_backward(const OmegaWork& w, const OmegaGrads& g,
@@ -254,8 +228,7 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
   SHARED_ARRAY(OmegaWork, work, 1);
   SHARED_ARRAY(OmegaGrads, grads, 1);
   if (thread_id() == 0) {
-    OmegaArena arena{shared, args.space.device + blockIdx.x * args.space.device_floats,
-                     args.space.shared_floats};
+    OmegaArena arena = block_arena(shared, args.space);
     take_backward(work[0], grads[0], arena, args.options, args.in.chunk_weights[0].present,
                   block_threads());
     const bool scales = args.grad_scales != nullptr;

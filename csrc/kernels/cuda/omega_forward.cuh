@@ -112,8 +112,7 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
   DYNAMIC_SHARED(float, shared);
   SHARED_ARRAY(OmegaWork, work, 1);
   if (thread_id() == 0) {
-    OmegaArena arena{shared, args.space.device + blockIdx.x * args.space.device_floats,
-                     args.space.shared_floats};
+    OmegaArena arena = block_arena(shared, args.space);
     take_forward(work[0], arena, args.options);
   }
   __syncthreads();

@@ -109,6 +109,24 @@ __device__ __forceinline__ void layer_write(float* matrix, const OmegaWork& w,
   });
 }
 
+// (5), (6): d of the first layer from b and the rows' z1, z3, which may be d. Barrier by the
+// caller.
+__device__ __forceinline__ void inner_signals(const OmegaWork& w, const OmegaOptions& o, int rows,
+                                              const float* z1, const float* z3) {
+  each(rows, o.hidden, [&](int i, int j) {
+    const int at = i * o.sizes.fp + j;
+    const float b = w.b[at];
+    const Activated act = activate(o.activation, z1[at]);
+    if (is_gated(o)) {
+      const float gate = z3[at];
+      w.d[1][at] = b * act.value;
+      w.d[0][at] = b * gate * act.slope;
+    } else {
+      w.d[0][at] = b * act.slope;
+    }
+  });
+}
+
 // (3) to (6): e (which holds -v) and the deeper d. z may be d. A barrier comes before and after.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void memory_signals(const OmegaWork& w, const OmegaOptions& o) {
@@ -134,18 +152,7 @@ __device__ __forceinline__ void memory_signals(const OmegaWork& w, const OmegaOp
   if (o.l2) product<kArithmetic>(e, sz.vp, rows, o.value, o.hidden, plain(w.h, sz.fp), top, {1, 1});
   product<kArithmetic>(w.b, sz.fp, rows, o.hidden, o.value, plain(e, sz.vp),
                        {top.at, top.column, top.row});
-  each(rows, o.hidden, [&](int i, int j) {
-    const int at = i * sz.fp + j;
-    const float b = w.b[at];
-    const Activated act = activate(o.activation, w.z[0][at]);
-    if (is_gated(o)) {
-      const float z3 = w.z[1][at];
-      w.d[1][at] = b * act.value;
-      w.d[0][at] = b * z3 * act.slope;
-    } else {
-      w.d[0][at] = b * act.slope;
-    }
-  });
+  inner_signals(w, o, rows, w.z[0], w.z[1]);
   __syncthreads();
 }
 

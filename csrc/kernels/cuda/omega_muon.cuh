@@ -4,6 +4,7 @@
 // with a write or with the chunk; the state is live at segment ends only.
 #include "kernels/cuda/omega_memory.cuh"
 #include "kernels/cuda/omega_newton_schulz.cuh"
+#include "kernels/cuda/omega_states.cuh"
 
 namespace atlas::kernels::cuda {
 
@@ -98,15 +99,6 @@ __device__ __forceinline__ void muon_read(float* y, const OmegaWork& w, const Om
     layer_read<kArithmetic>(out + first * m.ld, w, o, l, w.q + first * sz.kp,
                             w.query_h + first * sz.fp, tokens, weights.matrix[l],
                             {1, 0, nullptr, by});
-  }
-}
-
-// Calls use(at) for every element of a state's matrices.
-template <class Use>
-__device__ __forceinline__ void each_weight(const OmegaOptions& o, const Use& use) {
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    each(m.in, m.out, [&](int i, int j) { use(m.at + i * m.ld + j); });
   }
 }
 

@@ -1,29 +1,14 @@
-#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/omega_forward.cuh"
-#include "kernels/cuda/omega_plan.h"
+#include "kernels/cuda/omega_launch.cuh"
 
 namespace atlas::kernels::cuda {
-namespace {
-
-template <Arithmetic kTensorCores, bool kMuon>
-cudaError_t start(const OmegaForward& args, const OmegaPlan& plan, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(plan.blocks)), block(plan.threads);
-  if (plan.tensor_cores)
-    return launch<omega_forward_kernel<kTensorCores, kMuon>>(grid, block, plan.shared_bytes, stream,
-                                                             args);
-  return launch<omega_forward_kernel<Arithmetic::simple, kMuon>>(grid, block, plan.shared_bytes,
-                                                                 stream, args);
-}
-
-}  // namespace
 
 cudaError_t omega_rule(const OmegaForward& args, const OmegaPlan& plan, cudaStream_t stream) {
-  OmegaForward planned = args;
-  planned.options = sized(args.options, plan.slices);
-  planned.space = omega_space(plan, args.space.device);
-  return args.options.schedule.steps > 0
-             ? start<Arithmetic::split_tf32, true>(planned, plan, stream)
-             : start<Arithmetic::tf32, false>(planned, plan, stream);
+  if (args.options.schedule.steps > 0)
+    return launch_planned<omega_forward_kernel<Arithmetic::split_tf32, true>,
+                          omega_forward_kernel<Arithmetic::simple, true>>(args, plan, stream);
+  return launch_planned<omega_forward_kernel<Arithmetic::tf32, false>,
+                        omega_forward_kernel<Arithmetic::simple, false>>(args, plan, stream);
 }
 
 }  // namespace atlas::kernels::cuda

@@ -4,6 +4,15 @@
 
 namespace atlas::kernels::cuda {
 
+// Calls use(at) for every element of a state's matrices.
+template <class Use>
+__device__ __forceinline__ void each_weight(const OmegaOptions& o, const Use& use) {
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = o.sizes.matrix[l];
+    each(m.in, m.out, [&](int i, int j) { use(m.at + i * m.ld + j); });
+  }
+}
+
 // state = each [n, head, out, in] transposed; absent: zero. Barrier by the caller.
 __device__ __forceinline__ void load_state(float* state, const OmegaTensor* tensors,
                                            const OmegaOptions& o, const OmegaItem& item) {
@@ -15,6 +24,32 @@ __device__ __forceinline__ void load_state(float* state, const OmegaTensor* tens
     each(m.out, m.in, [&](int j, int i) {
       state[m.at + i * m.ld + j] =
           t.present ? load_value(t, from + j * t.stride[2] + i * t.stride[3]) : 0.0f;
+    });
+  }
+}
+
+// state += each [n, head, out, in] transposed.
+__device__ __forceinline__ void add_tensors(float* state, const OmegaTensor* tensors,
+                                            const OmegaOptions& o, const OmegaItem& item) {
+  if (!tensors[0].present) return;
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = o.sizes.matrix[l];
+    const OmegaTensor& t = tensors[l];
+    const int64_t from = item.n * t.stride[0] + item.head * t.stride[1];
+    each(m.out, m.in, [&](int j, int i) {
+      state[m.at + i * m.ld + j] += load_value(t, from + j * t.stride[2] + i * t.stride[3]);
+    });
+  }
+}
+
+__device__ __forceinline__ void store_grads(const OmegaResult* results, const float* state,
+                                            const OmegaOptions& o, const OmegaItem& item) {
+  if (results[0].data == nullptr) return;
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = o.sizes.matrix[l];
+    const int64_t to = (item.n * o.heads + item.head) * m.in * m.out;
+    each(m.out, m.in, [&](int j, int i) {
+      store_value(results[l].data, results[l].dtype, to + j * m.in + i, state[m.at + i * m.ld + j]);
     });
   }
 }

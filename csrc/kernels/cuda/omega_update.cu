@@ -1,5 +1,4 @@
-#include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/omega_plan.h"
+#include "kernels/cuda/omega_launch.cuh"
 #include "kernels/cuda/omega_update.cuh"
 
 namespace atlas::kernels::cuda {
@@ -13,23 +12,15 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads)
 }
 
 cudaError_t omega_rule_update(const OmegaUpdate& args, const OmegaPlan& plan, cudaStream_t stream) {
-  OmegaUpdate planned = args;
-  planned.options = sized(args.options, 1);
-  planned.space = omega_space(plan, args.space.device);
-  const dim3 grid(static_cast<unsigned>(plan.blocks)), block(plan.threads);
-  cudaError_t status;
-  if (args.options.schedule.steps == 0)
-    status = launch<omega_update_kernel<Arithmetic::simple, false>>(grid, block, plan.shared_bytes,
-                                                                    stream, planned);
-  else if (plan.tensor_cores)
-    status = launch<omega_update_kernel<Arithmetic::split_tf32, true>>(
-        grid, block, plan.shared_bytes, stream, planned);
-  else
-    status = launch<omega_update_kernel<Arithmetic::simple, true>>(grid, block, plan.shared_bytes,
-                                                                   stream, planned);
+  constexpr auto kPlain = omega_update_kernel<Arithmetic::simple, false>;
+  const cudaError_t status =
+      args.options.schedule.steps > 0
+          ? launch_planned<omega_update_kernel<Arithmetic::split_tf32, true>,
+                           omega_update_kernel<Arithmetic::simple, true>>(args, plan, stream)
+          : launch_planned<kPlain, kPlain>(args, plan, stream);
   if (status != cudaSuccess) return status;
   const dim3 rows(static_cast<unsigned>((args.rows + kOmegaThreads - 1) / kOmegaThreads));
-  return launch<omega_advance_kernel>(rows, dim3(kOmegaThreads), 0, stream, planned);
+  return launch<omega_advance_kernel>(rows, dim3(kOmegaThreads), 0, stream, args);
 }
 
 }  // namespace atlas::kernels::cuda

@@ -193,18 +193,7 @@ __device__ __forceinline__ void window_signals(const OmegaWork& w, const OmegaSt
   if (!is_deep(o)) return;
   pull_back(w, step, args);
   __syncthreads();
-  each(rows, o.hidden, [&](int i, int j) {
-    const int at = i * sz.fp + j;
-    const float b = w.b[at];
-    const Activated act = activate(o.activation, w.d[0][at]);
-    if (is_gated(o)) {
-      const float z3 = w.d[1][at];
-      w.d[1][at] = b * act.value;
-      w.d[0][at] = b * z3 * act.slope;
-    } else {
-      w.d[0][at] = b * act.slope;
-    }
-  });
+  inner_signals(w, o, rows, w.d[0], w.d[1]);
   __syncthreads();
 }
 
@@ -359,8 +348,7 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, kMuon ? 1 : 0)
   SHARED_ARRAY(OmegaStep, steps, 1);
   const OmegaOptions& o = args.options;
   if (thread_id() == 0) {
-    OmegaArena arena{shared, args.space.device + blockIdx.x * args.space.device_floats,
-                     args.space.shared_floats};
+    OmegaArena arena = block_arena(shared, args.space);
     take_update(work[0], arena, o);
   }
   __syncthreads();

@@ -54,6 +54,11 @@ struct OmegaArena {
   }
 };
 
+// The running block's.
+__device__ __forceinline__ OmegaArena block_arena(float* shared, const OmegaSpace& space) {
+  return {shared, space.device + blockIdx.x * space.device_floats, space.shared_floats};
+}
+
 // The monomials of phi: indices in ascending order, `key` past the monomial's own degree.
 struct OmegaLift {
   uint32_t* indices;  // [features, 2], two to a word

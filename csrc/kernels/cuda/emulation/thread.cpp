@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels/cuda/capabilities.h"
 #include "kernels/cuda/emulation/sanitizer.h"
 #include "kernels/cuda/emulation/scheduler.h"
 
@@ -31,11 +32,13 @@ void* shared_array(const void* key, size_t bytes, const char* name, Site site) {
   Block& block = current_block();
   void* const array = block.shared.array(key, bytes, name);
   constexpr size_t kStaticLimit = 48 << 10;
-  const auto limit = static_cast<size_t>(settings().shared_bytes);
+  // Beyond it the launcher has opted in.
+  const bool opted_in = block.grid->shared_bytes > kernels::cuda::kOptInBeyond;
+  const size_t limit = opted_in ? static_cast<size_t>(settings().shared_bytes) : kStaticLimit;
   if (block.shared.static_bytes() > kStaticLimit)
     block.fail(site, std::string(name) + ": more than 48 KiB of static shared memory");
   if (block.shared.static_bytes() + block.grid->shared_bytes > limit)
-    block.fail(site, std::string(name) + ": more shared memory than the device's " +
+    block.fail(site, std::string(name) + ": more shared memory than the launch's " +
                          std::to_string(limit) + " bytes, static and dynamic together");
   return array;
 }
