@@ -52,6 +52,13 @@ struct OmegaArena {
     used += floats;
     return taken;
   }
+
+  // From the scratch, whatever is free.
+  __host__ __device__ __forceinline__ float* take_device(int64_t floats) {
+    float* const taken = device == nullptr ? nullptr : device + device_used;
+    device_used += (floats + 3) / 4 * 4;
+    return taken;
+  }
 };
 
 // The running block's.
@@ -134,6 +141,17 @@ __host__ __device__ __forceinline__ void take_common(OmegaWork& w, OmegaArena& a
   }
 }
 
+// Of a deep memory's rows and queries.
+__host__ __device__ __forceinline__ void take_hidden(OmegaWork& w, OmegaArena& arena,
+                                                     const OmegaOptions& o) {
+  const OmegaSizes& sz = o.sizes;
+  const int64_t rows = sz.rows, chunk = o.chunk;
+  w.h = arena.take(rows * sz.fp);
+  w.b = arena.take(rows * sz.fp);
+  for (int l = 0; l < sz.first_layer; ++l) w.queries[l] = arena.take(chunk * sz.fp);
+  w.query_h = arena.take(chunk * sz.fp);
+}
+
 __host__ __device__ __forceinline__ void take_rows(OmegaWork& w, OmegaArena& arena,
                                                    const OmegaOptions& o) {
   const OmegaSizes& sz = o.sizes;
@@ -141,11 +159,7 @@ __host__ __device__ __forceinline__ void take_rows(OmegaWork& w, OmegaArena& are
   w.q = arena.take(chunk * sz.kp);
   w.k = arena.take(rows * sz.kp);
   for (int l = 0; l < o.matrices; ++l) w.d[l] = arena.take(rows * sz.matrix[l].ld);
-  if (!is_deep(o)) return;
-  w.h = arena.take(rows * sz.fp);
-  w.b = arena.take(rows * sz.fp);
-  for (int l = 0; l < sz.first_layer; ++l) w.queries[l] = arena.take(chunk * sz.fp);
-  w.query_h = arena.take(chunk * sz.fp);
+  if (is_deep(o)) take_hidden(w, arena, o);
 }
 
 __host__ __device__ __forceinline__ void take_newton_schulz(OmegaWork& w, OmegaArena& arena,
