@@ -78,18 +78,6 @@ struct ExpOmegaBackward {
   OmegaResult grad_k_tail, grad_v_tail;
 };
 
-// One token for each of N sequences, in place. `in` has the tokens as T = 1, B = N, and the state,
-// which is written, too: keys, rows, their momenta (absent: none wanted) and reference, and what
-// `omega` has of it.
-struct ExpOmegaUpdate {
-  ExpOmegaOptions options;
-  ExpOmegaInputs in;
-  OmegaSpace space;
-  int64_t* position;  // [N], written, too
-  int64_t position_stride;
-  OmegaResult o;  // [N, H, V]
-};
-
 // On a device of this capability whose blocks may have `limit` bytes of shared memory (negative:
 // what the capability has); `items` (sequence, head) pairs.
 OmegaPlan exp_omega_rule_plan(OmegaPass pass, const ExpOmegaOptions& options, Dtype dtype,
@@ -101,7 +89,5 @@ OmegaPlan exp_omega_rule_plan(OmegaPass pass, const ExpOmegaOptions& options, Dt
 cudaError_t exp_omega_rule(const ExpOmegaForward& args, const OmegaPlan& plan, cudaStream_t stream);
 cudaError_t exp_omega_rule_backward(const ExpOmegaBackward& args, const OmegaPlan& plan,
                                     cudaStream_t stream);
-cudaError_t exp_omega_rule_update(const ExpOmegaUpdate& args, const OmegaPlan& plan,
-                                  cudaStream_t stream);
 
 }  // namespace atlas::kernels::cuda

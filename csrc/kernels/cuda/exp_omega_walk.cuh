@@ -6,21 +6,24 @@
 // Then a thread takes a column: of the reference rows for eight window rows, eq. (13); or of the
 // rows and momenta, which the query reads, eq. (14), and which are moved on the way, eq. (12).
 // Several threads share the keys of a column where columns are few.
+#include "kernels/cuda/exp_omega_kernel.cuh"
 #include "kernels/cuda/exp_omega_update.h"
 #include "kernels/cuda/omega_update.cuh"
 
 namespace atlas::kernels::cuda {
 
-constexpr int kWalkBatch = 4;  // rows that a thread loads at a time
+constexpr int kWalkBatch = 4;   // rows that a thread loads at a time
+constexpr int kMostShares = 8;  // of a block's keys, a whole number of batches each
+constexpr int kWalkBlocks = 4;  // on a multiprocessor, where few sequences leave room
 
 // One block's share of a walk; in shared memory beside OmegaWork.
 struct ExpWalk {
-  int64_t begin, end;  // keys of this block
-  int64_t far;         // keys before the window: the query reads them here, and they are moved
+  int64_t begin, end;       // keys of this block
+  int64_t far;              // keys before the window: the query reads them here, and they are moved
   float alpha, push, keep;  // m, s, p of the token
   float most, sum, factor;  // of the read's kernel: maximum, sum; by what the last keys scaled it
-  float *queries, *keys;    // [rows + 1, kp] the window's keys and the query; [kWalkKeys, kp]
-  float* kernel;            // [kWalkKeys, kernel_ld] exp(scale k_j . x), the query last
+  float *queries, *keys;    // [rows + 1, kp] the window's keys and the query; [kKeyBlock, kp]
+  float* kernel;            // [kKeyBlock, kernel_ld] exp(scale k_j . x), the query last
   float* sums;              // [shares, sums]
 };
 
@@ -29,9 +32,14 @@ __host__ __device__ __forceinline__ void take_walk(OmegaWork& w, ExpWalk& walk, 
                                                    const ExpWalkSizes& sizes) {
   w = OmegaWork();
   w.k = arena.take((static_cast<int64_t>(o.sizes.rows) + 1) * o.sizes.kp);
-  walk.keys = arena.take(int64_t{kWalkKeys} * o.sizes.kp);
-  walk.kernel = arena.take(int64_t{kWalkKeys} * sizes.kernel_ld);
+  walk.keys = arena.take(static_cast<int64_t>(kKeyBlock) * o.sizes.kp);
+  walk.kernel = arena.take(static_cast<int64_t>(kKeyBlock) * sizes.kernel_ld);
   walk.sums = arena.take(static_cast<int64_t>(sizes.shares) * sizes.sums);
+}
+
+// Floats that a block leaves, in whole groups of four: what stands behind is aligned.
+__host__ __device__ __forceinline__ int64_t partial_floats(const ExpWalkSizes& sizes) {
+  return (static_cast<int64_t>(sizes.sums) + 2 + 3) / 4 * 4;
 }
 
 // A token's row in a state's tensor of floats [N, capacity, H, R].
@@ -56,27 +64,28 @@ __device__ __forceinline__ void begin_walk(ExpWalk& walk, const OmegaWork& w,
   const OmegaItem& item = w.item;
   const int64_t position = item.position;
   walk.far = position - w.chunk.overhang;
-  const int64_t all = args.sizes.window ? position : walk.far,
-                each = ((all + kWalkKeys - 1) / kWalkKeys + args.parts - 1) / args.parts * kWalkKeys;
+  const int64_t all = args.walk.rows > 0 ? position : walk.far,
+                each =
+                    ((all + kKeyBlock - 1) / kKeyBlock + args.parts - 1) / args.parts * kKeyBlock;
   walk.begin = smaller(all, part * each);
   walk.end = smaller(all, walk.begin + each);
   walk.alpha = decay(args.omega.in.log_alpha, item, 0);
   walk.keep = args.omega.options.momentum ? decay(args.omega.in.log_theta, item, 0) : 0.0f;
-  walk.push =
-      walk.keep * load_value(args.omega.in.eta, token_offset(args.omega.in.eta, item));
-  walk.most = bits_to_float(0xff800000u);  // -infinity
+  walk.push = walk.keep * load_value(args.omega.in.eta, token_offset(args.omega.in.eta, item));
+  walk.most = kNoExponent;
   walk.sum = 0;
-  walk.queries = args.sizes.window ? w.k : w.q;
+  walk.queries = args.walk.rows > 0 ? w.k : w.q;
 }
 
 // Window rows that the walk sums for.
 __device__ __forceinline__ int walk_rows(const OmegaWork& w, const ExpOmegaUpdate& args) {
-  return args.sizes.window ? w.chunk.rows() : 0;
+  return args.walk.rows > 0 ? w.chunk.rows() : 0;
 }
 
 // Barriers on both sides.
-__device__ __forceinline__ void load_keys(const ExpWalk& walk, const OmegaWork& w,
-                                          const ExpOmegaUpdate& args, int64_t first, int count) {
+__device__ __forceinline__ void load_walk_keys(const ExpWalk& walk, const OmegaWork& w,
+                                               const ExpOmegaUpdate& args, int64_t first,
+                                               int count) {
   const OmegaOptions& o = args.omega.options;
   const int64_t at = key_offset(args.keys, w.item, first);
   each(count, padded_key(o), [&](int j, int c) {
@@ -111,7 +120,7 @@ __device__ __forceinline__ void make_kernel(const ExpWalk& walk, const OmegaWork
     for (int s = 0; s < kUpdateWindow; ++s) {
       if (i + s > rows) continue;
       const float score = args.scale * sums[s];
-      walk.kernel[j * args.sizes.kernel_ld + i + s] =
+      walk.kernel[j * args.walk.kernel_ld + i + s] =
           normalized && i + s == rows ? score : exponential(score);
     }
   });
@@ -149,8 +158,7 @@ __device__ __forceinline__ void sum_column(float* sums, int step, const ExpWalk&
 #pragma unroll
     for (int b = 0; b < kWalkBatch; ++b) {
       if (j + b >= to) continue;
-      const Pack16* const kernel =
-          reinterpret_cast<const Pack16*>(walk.kernel + (j + b) * ld + i);
+      const Pack16* const kernel = reinterpret_cast<const Pack16*>(walk.kernel + (j + b) * ld + i);
 #pragma unroll
       for (int s = 0; s < kUpdateWindow; ++s)
         sum[s] += bits_to_float(kernel[s / 4].word[s % 4]) * value[b];
@@ -194,10 +202,10 @@ __device__ __forceinline__ void read_column(float* sums, int wide, const ExpWalk
 __device__ __forceinline__ void walk_rows_of(const ExpWalk& walk, const OmegaWork& w,
                                              const ExpOmegaUpdate& args, int64_t first, int count,
                                              int far) {
-  const ExpWalkSizes& sizes = args.sizes;
+  const ExpWalkSizes& sizes = args.walk;
   const OmegaItem& item = w.item;
   const int rows = walk_rows(w, args), groups = (rows + kUpdateWindow - 1) / kUpdateWindow,
-            share = kWalkKeys / sizes.shares;
+            share = kKeyBlock / sizes.shares;
   const bool scales = args.normalize == ExpNormalize::softmax && far > 0;
   const float factor = scales ? walk.factor : 1.0f;
   each(sizes.shares * (groups + 1), sizes.wide, [&](int task, int c) {
@@ -207,13 +215,12 @@ __device__ __forceinline__ void walk_rows_of(const ExpWalk& walk, const OmegaWor
     float* const sums = walk.sums + number * sizes.sums + c;
     if (group < groups) {
       const OmegaTensor& tensor = args.reference[set];
-      sum_column(sums, sizes.wide, walk, sizes.kernel_ld,
-                 state_row(tensor, item, first) + column, tensor.stride[1], from,
-                 min(from + share, count), group * kUpdateWindow, rows);
+      sum_column(sums, sizes.wide, walk, sizes.kernel_ld, state_row(tensor, item, first) + column,
+                 tensor.stride[1], from, min(from + share, count), group * kUpdateWindow, rows);
       return;
     }
     const OmegaTensor &tensor = args.coefficients[set], &momenta = args.momentum[set];
-    read_column(sums + sizes.window * sizes.wide, sizes.wide, walk, sizes.kernel_ld, rows,
+    read_column(sums + sizes.rows * sizes.wide, sizes.wide, walk, sizes.kernel_ld, rows,
                 state_row(tensor, item, first) + column, tensor.stride[1],
                 momenta.present ? state_row(momenta, item, first) + column : nullptr,
                 momenta.stride[1], from, min(from + share, far), factor);
@@ -223,7 +230,7 @@ __device__ __forceinline__ void walk_rows_of(const ExpWalk& walk, const OmegaWor
 // The rows [first, first + count) as they are now become reference rows.
 __device__ __forceinline__ void close_rows(const OmegaWork& w, const ExpOmegaUpdate& args,
                                            int64_t first, int count) {
-  const ExpWalkSizes& sizes = args.sizes;
+  const ExpWalkSizes& sizes = args.walk;
   each(count, sizes.wide, [&](int j, int c) {
     const int set = c < sizes.row ? 0 : 1, column = c - set * sizes.row;
     state_row(args.reference[set], w.item, first + j)[column] =
@@ -237,7 +244,7 @@ __device__ __forceinline__ void walk_part(float* partial, ExpWalk& walk, OmegaWo
                                           const OmegaStep& step, const ExpOmegaUpdate& args) {
   const OmegaOptions& o = args.omega.options;
   const OmegaInputs& in = args.omega.in;
-  const ExpWalkSizes& sizes = args.sizes;
+  const ExpWalkSizes& sizes = args.walk;
   const int kp = o.sizes.kp, rows = walk_rows(w, args), slots = o.window - 1;
   load_rows(walk.queries + rows * kp, kp, o.key, in.q, in.q, w.item, slots, 0, 1, false);
   load_rows(walk.queries, kp, o.key, in.k, in.k_tail, w.item, slots, -w.chunk.overhang, rows,
@@ -245,10 +252,10 @@ __device__ __forceinline__ void walk_part(float* partial, ExpWalk& walk, OmegaWo
   if (const int beyond = padded_key(o) - o.key; beyond > 0)
     each(rows + 1, beyond, [&](int i, int j) { walk.queries[i * kp + o.key + j] = 0; });
   each(sizes.shares * sizes.sums, [&](int i) { walk.sums[i] = 0; });
-  for (int64_t first = walk.begin; first < walk.end; first += kWalkKeys) {
-    const int count = static_cast<int>(smaller(kWalkKeys, walk.end - first)),
+  for (int64_t first = walk.begin; first < walk.end; first += kKeyBlock) {
+    const int count = static_cast<int>(smaller(kKeyBlock, walk.end - first)),
               far = static_cast<int>(smaller(count, walk.far > first ? walk.far - first : 0));
-    load_keys(walk, w, args, first, count);
+    load_walk_keys(walk, w, args, first, count);
     __syncthreads();
     make_kernel(walk, w, args, count);
     __syncthreads();

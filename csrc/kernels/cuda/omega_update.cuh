@@ -69,8 +69,16 @@ __device__ ATLAS_SHARED_CODE void begin_step(OmegaWork& w, OmegaStep& step, cons
   for (int l = 0; l < o.matrices; ++l) {
     step.weights[l] = state_matrix(args.in.weights[l], item);
     step.reference[l] = state_matrix(args.in.chunk_weights[l], item);
-    step.momentum[l] = args.in.momentum[l].present ? state_matrix(args.in.momentum[l], item) : nullptr;
+    step.momentum[l] =
+        args.in.momentum[l].present ? state_matrix(args.in.momentum[l], item) : nullptr;
   }
+}
+
+// The output of a row whose slot or position is none.
+__device__ __forceinline__ void write_nan(const OmegaUpdate& args, int64_t index) {
+  const int64_t at = index * args.options.value;
+  const float nan = bits_to_float(0x7fc00000u);
+  each(args.options.value, [&](int j) { store_value(args.o.data, args.o.dtype, at + j, nan); });
 }
 
 // The tail's last slots = the window's rows [rows, ld] times `sign`, the newest last. Slots before
@@ -370,8 +378,7 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, kMuon ? 1 : 0)
       update_item<kArithmetic, kMuon>(w, steps[0], args);
       continue;
     }
-    const float nan = bits_to_float(0x7fc00000u);
-    each(o.value, [&](int j) { store_value(args.o.data, args.o.dtype, index * o.value + j, nan); });
+    write_nan(args, index);
   }
 }
 
