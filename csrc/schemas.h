@@ -75,7 +75,7 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
       " Tensor? log_alpha, Tensor? log_theta, Tensor(a!)[] weights, Tensor(b!) keys,"
       " Tensor(c!)[] coefficients, Tensor(d!)[] momentum, Tensor(e!)[] chunk_weights,"
       " Tensor(f!) k_tail, Tensor(g!) v_tail, Tensor(h!) position, " EXP_OMEGA_OPTIONS
-      ", bool allow_tf32) -> Tensor");
+      ") -> Tensor");
 #undef EXP_OMEGA_INPUTS
 #undef EXP_OMEGA_OPTIONS
 #undef OMEGA_INPUTS

@@ -21,6 +21,7 @@ std::string build_info() {
   text += "\ncuda_operators=";
 #ifdef USE_CUDA
   text += "poly_features newton_schulz omega_rule omega_rule_update";
+  text += " exp_omega_rule exp_omega_rule_update";
   const int runtime = kernels::cuda::compiled_runtime_version();
   text += "\ncuda_runtime=" + std::to_string(runtime / 1000) + "." +
           std::to_string(runtime % 1000 / 10);

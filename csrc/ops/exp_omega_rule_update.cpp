@@ -55,8 +55,7 @@ Tensor exp_omega_rule_update_cpu(
     const Tensor& v_tail,    // [N, W-1, H, K], [N, W-1, H, V]
     const Tensor& position,  // [N]
     const std::string& objective, const std::string& activation, bool residual,
-    const std::string& normalize, double scale, int64_t chunk_size,
-    [[maybe_unused]] bool allow_tf32) {
+    const std::string& normalize, double scale, int64_t chunk_size) {
   const ExpOmegaTokens tokens{q, k, v, gamma, eta, log_alpha, log_theta};
   const ExpOmegaRuleOptions given{objective, activation, residual, normalize, scale, chunk_size};
   const MaybeTensor all_keys = keys, k_rows = k_tail, v_rows = v_tail, places = position;

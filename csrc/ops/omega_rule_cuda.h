@@ -25,6 +25,26 @@ inline kernels::cuda::OmegaTensor omega_tensor(const CudaContext& cuda, const ch
   return tensor ? omega_tensor(cuda, op, *tensor, name) : kernels::cuda::OmegaTensor();
 }
 
+// One token for each of M rows: [M, H, ...] as the kernels' [B, T, H, ...] with T = 1.
+inline void omega_token(const CudaContext& cuda, const char* op, kernels::cuda::OmegaInputs& in,
+                        const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gamma,
+                        const Tensor& eta, const MaybeTensor& log_alpha,
+                        const MaybeTensor& log_theta) {
+  const auto token = [&](const MaybeTensor& tensor, const char* name) {
+    kernels::cuda::OmegaTensor view = omega_tensor(cuda, op, tensor, name);
+    for (int i = 3; i > 1; --i) view.stride[i] = view.stride[i - 1];
+    view.stride[1] = 0;
+    return view;
+  };
+  in.q = token(q, "q");
+  in.k = token(k, "k");
+  in.v = token(v, "v");
+  in.gamma = token(gamma, "gamma");
+  in.eta = token(eta, "eta");
+  in.log_alpha = token(log_alpha, "log_alpha");
+  in.log_theta = token(log_theta, "log_theta");
+}
+
 inline void omega_tensors(const CudaContext& cuda, const char* op,
                           kernels::cuda::OmegaTensor* views, const Tensors& matrices,
                           const char* name, bool update = false) {
