@@ -6,8 +6,8 @@ namespace atlas::kernels::cuda {
 
 // The options with their sizes. W2 stands first in a state, so that it has the same place in its
 // momentum, which is W2's alone; a linear memory has no state.
-inline ExpOmegaOptions sized(ExpOmegaOptions options) {
-  options.omega = sized(options.omega, 1);
+inline ExpOmegaOptions sized(ExpOmegaOptions options, int slices) {
+  options.omega = sized(options.omega, slices);
   OmegaOptions& o = options.omega;
   OmegaSizes& sz = o.sizes;
   if (!is_deep(o)) {
@@ -15,6 +15,7 @@ inline ExpOmegaOptions sized(ExpOmegaOptions options) {
     return options;
   }
   OmegaMatrix& last = sz.matrix[last_matrix(o)];
+  sz.momentum_from = last_matrix(o);
   last.at = 0;
   int at = last.in * last.ld;
   for (int l = 0; l < sz.first_layer; ++l) {
