@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atlas_ext.ops._common import operators, register_autocast, register_fake, register_flops
+from atlas_ext.ops._common import (
+    allow_tf32,
+    operators,
+    register_autocast,
+    register_fake,
+    register_flops,
+)
 from atlas_ext.ops._exp_omega_common import (
     check_exp_state_type,
     scale_argument,
@@ -66,7 +72,8 @@ def exp_omega_rule_update(
     state.reserve(1)
     states = state_lists(state)
     o = operators().exp_omega_rule_update(
-        *tokens, *states, objective, activation, residual, normalize, number, chunk_size
+        *(*tokens, *states, objective, activation, residual, normalize, number, chunk_size),
+        allow_tf32(),
     )
     state.length += 1
     if not torch.compiler.is_compiling():

@@ -33,8 +33,8 @@ STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CUDA, library) {
   ATLAS_REFUSE(omega_rule);
   ATLAS_REFUSE(omega_rule_backward);
   ATLAS_REFUSE(omega_rule_update);
-#endif
   ATLAS_REFUSE(exp_omega_rule);
+#endif
   ATLAS_REFUSE(exp_omega_rule_backward);
   ATLAS_REFUSE(exp_omega_rule_update);
 }

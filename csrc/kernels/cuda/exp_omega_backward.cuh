@@ -148,8 +148,7 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
   const int64_t items = args.in.omega.sequences * o.heads;
   for (int64_t index = blockIdx.x; index < items; index += gridDim.x) {
     __syncthreads();
-    OmegaItem item = omega_item(o, args.in.omega, index);
-    item.position = smaller(item.position, args.in.capacity);
+    const OmegaItem item = exp_omega_item(o, args.in, index);
     if (thread_id() == 0) w.item = item;
     __syncthreads();
     exp_backward_item<kArithmetic>(w, g, args);

@@ -8,6 +8,21 @@ namespace atlas::kernels::cuda {
 
 constexpr float kNoExponent = -__builtin_huge_valf();  // the maximum over no keys
 
+// As omega_item has it; no more tokens came before than the state has room for.
+__device__ __forceinline__ OmegaItem exp_omega_item(const OmegaOptions& o, const ExpOmegaInputs& in,
+                                                    int64_t index) {
+  OmegaItem item = omega_item(o, in.omega, index);
+  item.position = smaller(item.position, in.capacity);
+  return item;
+}
+
+// W2's momentum where it lies, at the place of W2. Barrier by the caller.
+__device__ __forceinline__ void set_momentum(Memory& rate, const OmegaOptions& o,
+                                             const float* momentum) {
+  const int last = last_matrix(o);
+  if (thread_id() == 0) rate.matrix[last] = plain(momentum, o.sizes.matrix[last].ld);
+}
+
 // Where set `set`'s sums for the queries, and for the window, are; both have row_ld.
 __device__ __forceinline__ float* query_sums(const ExpOmegaWork& w, const OmegaOptions& o,
                                              int set) {
