@@ -118,6 +118,8 @@ def test_plan_refuses_sizes(plan: Callable[..., str]) -> None:
             plan("omega_rule", "float32", OmegaSizes(64, 64)._replace(**change), False, 80)
     with pytest.raises(RuntimeError, match=r"sizes: wanted K < 65535, and matrices and chunks"):
         plan("omega_rule", "float32", OmegaSizes(65000, 4, degree=4), False, 80)
+    with pytest.raises(RuntimeError, match=r"sizes: wanted degree 0 and ns_steps 0 .*, got 2, 0$"):
+        plan("exp_omega_rule", "float32", OmegaSizes(8, 8, degree=2), False, 80)
     with pytest.raises(RuntimeError, match=r"op: wanted an operator with CUDA kernels, got omega"):
         plan("omega", "float32", OmegaSizes(64, 64), False, 80)
 

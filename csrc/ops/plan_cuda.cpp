@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cuda/capabilities.h"
+#include "kernels/cuda/exp_omega_rule.h"
 #include "kernels/cuda/newton_schulz.h"
 #include "kernels/cuda/omega_rule.h"
 #include "kernels/cuda/poly_features.h"
@@ -62,15 +63,27 @@ std::string describe(const cuda_kernels::OmegaPlan& plan, const cuda_kernels::Om
   return text;
 }
 
+// The rows of all tokens beside what the plan counts, which has none of them.
+std::string describe_exponential(const cuda_kernels::OmegaPlan& plan) {
+  return std::string(plan.tensor_cores ? "tf32 tensor cores, " : "float multiply-adds, ") +
+         (plan.state_on_chip ? "a chunk on chip, " : "a chunk partly in device memory, ") +
+         resources(plan.threads, plan.shared_bytes) +
+         (plan.scratch_bytes > 0 ? ", " + kibibytes(plan.scratch_bytes) + " scratch" : "") +
+         ", rows of all tokens in scratch";
+}
+
 struct OmegaOperator {
   const char* name;
   cuda_kernels::OmegaPass pass;
+  bool exponential;
 };
 
 constexpr OmegaOperator kOmegaOperators[] = {
-    {"omega_rule", cuda_kernels::OmegaPass::forward},
-    {"omega_rule_backward", cuda_kernels::OmegaPass::backward},
-    {"omega_rule_update", cuda_kernels::OmegaPass::update},
+    {"omega_rule", cuda_kernels::OmegaPass::forward, false},
+    {"omega_rule_backward", cuda_kernels::OmegaPass::backward, false},
+    {"omega_rule_update", cuda_kernels::OmegaPass::update, false},
+    {"exp_omega_rule", cuda_kernels::OmegaPass::forward, true},
+    {"exp_omega_rule_backward", cuda_kernels::OmegaPass::backward, true},
 };
 
 // Of one head; F = 0 belongs to a linear memory, degree 0 to keys as they are.
@@ -124,11 +137,18 @@ std::string cuda_plan(std::string op, std::string dtype, std::vector<int64_t> si
   for (const OmegaOperator& omega : kOmegaOperators) {
     if (op != omega.name) continue;
     cuda_kernels::OmegaOptions options = omega_plan_options(name, sizes);
+    const auto kind = static_cast<cuda_kernels::Dtype>(type);
     if (omega.pass == cuda_kernels::OmegaPass::update) options.chunk = 1;
-    return describe(
-        cuda_kernels::omega_rule_plan(omega.pass, options, static_cast<cuda_kernels::Dtype>(type),
-                                      allow_tf32, 1, device, 1),
-        options, omega.pass);
+    if (!omega.exponential)
+      return describe(
+          cuda_kernels::omega_rule_plan(omega.pass, options, kind, allow_tf32, 1, device, 1),
+          options, omega.pass);
+    ATLAS_CHECK(options.degree == 0 && options.schedule.steps == 0, name, "sizes",
+                "degree 0 and ns_steps 0 of " + op,
+                std::to_string(options.degree) + ", " + std::to_string(options.schedule.steps));
+    return describe_exponential(cuda_kernels::exp_omega_rule_plan(
+        omega.pass, {options, cuda_kernels::ExpNormalize::none, 1, 0}, kind, allow_tf32, 1, device,
+        1));
   }
   const bool schulz = op == "newton_schulz" || op == "newton_schulz_backward";
   ATLAS_CHECK(schulz || op == "poly_features" || op == "poly_features_backward", name, "op",

@@ -2,16 +2,17 @@
 #include <limits>
 
 #include "kernels/cuda/capabilities.h"
+#include "kernels/cuda/exp_omega_grads.cuh"
 #include "kernels/cuda/exp_omega_plan.h"
 #include "kernels/cuda/launch.cuh"
 
 namespace atlas::kernels::cuda {
 namespace {
 
-// Beside the dynamic shared memory.
-constexpr int64_t kStaticBytes = 1 << 10;
+// Beside the dynamic shared memory: ExpOmegaWork, ExpOmegaGrads.
+constexpr int64_t kStaticBytes = 3 << 9;
 
-static_assert(sizeof(ExpOmegaWork) <= kStaticBytes, "static shared memory");
+static_assert(sizeof(ExpOmegaWork) + sizeof(ExpOmegaGrads) <= kStaticBytes, "static shared memory");
 
 // So many warps as the largest product of a chunk has tiles, in powers of two.
 int block_threads_for(const OmegaOptions& o) {
@@ -28,8 +29,10 @@ int block_threads_for(const OmegaOptions& o) {
 
 // Lays the pass's buffers out; true if all that does not grow with the sequence is in shared
 // memory.
-bool take(OmegaPass, OmegaArena& arena, const ExpOmegaOptions& options) {
+bool take(OmegaPass pass, OmegaArena& arena, const ExpOmegaOptions& options) {
   ExpOmegaWork work{};
+  ExpOmegaGrads grads{};
+  if (pass == OmegaPass::backward) return take_exp_backward(work, grads, arena, options, true);
   return take_exp_forward(work, arena, options);
 }
 

@@ -15,6 +15,7 @@ inline ExpOmegaOptions sized(ExpOmegaOptions options, int slices) {
     return options;
   }
   OmegaMatrix& last = sz.matrix[last_matrix(o)];
+  sz.momentum_from = last_matrix(o);
   last.at = 0;
   int at = last.in * last.ld;
   for (int l = 0; l < sz.first_layer; ++l) {

@@ -60,8 +60,9 @@ struct ExpOmegaBackward {
   OmegaSpace space;
   ExpOmegaSaved saved;
   // Gradients of the outputs; absent: 0.
-  OmegaTensor grad_o;           // [B, T, H, V]
-  OmegaTensor grad_final_keys;  // [N, capacity of the final state, H, .], as the rows'
+  OmegaTensor grad_o;  // [B, T, H, V]
+  int64_t final_capacity;
+  OmegaTensor grad_final_keys;  // [N, final_capacity, H, .], as the rows'
   OmegaTensor grad_final_coefficients[kMostSets], grad_final_momentum[kMostSets],
       grad_final_reference[kMostSets];
   OmegaTensor grad_final_weights[kOmegaMatrices], grad_final_weights_momentum,

@@ -31,6 +31,7 @@ struct OmegaMatrix {
 struct OmegaSizes {
   OmegaMatrix matrix[kOmegaMatrices];
   int first_layer;     // matrices that see phi
+  int momentum_from;   // the first matrix with a momentum, where there is one
   int rows;            // most window rows of a chunk, chunk + window - 1
   int kp, vp, fp, rp;  // leading dimensions of rows of keys, values, hidden layers, window rows
   int state;           // floats of a state

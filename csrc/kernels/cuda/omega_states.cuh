@@ -13,14 +13,15 @@ __device__ __forceinline__ void each_weight(const OmegaOptions& o, const Use& us
   }
 }
 
-// Matrix l of a state = [n, head, out, in] transposed; absent: zero. Barrier by the caller.
+// Matrix l of a state = factor [n, head, out, in] transposed; absent: zero. Barrier by the caller.
 __device__ __forceinline__ void load_matrix(float* state, const OmegaTensor& t,
-                                            const OmegaOptions& o, const OmegaItem& item, int l) {
+                                            const OmegaOptions& o, const OmegaItem& item, int l,
+                                            float factor = 1) {
   const OmegaMatrix& m = o.sizes.matrix[l];
   const int64_t from = item.n * t.stride[0] + item.head * t.stride[1] + item.value_at * t.stride[2];
   each(m.out, m.in, [&](int j, int i) {
     state[m.at + i * m.ld + j] =
-        t.present ? load_value(t, from + j * t.stride[2] + i * t.stride[3]) : 0.0f;
+        t.present ? factor * load_value(t, from + j * t.stride[2] + i * t.stride[3]) : 0.0f;
   });
 }
 
@@ -43,16 +44,20 @@ __device__ __forceinline__ void add_tensors(float* state, const OmegaTensor* ten
   }
 }
 
+// result [N, H, out, in], contiguous, = matrix l of a state, transposed; null: not wanted.
+__device__ __forceinline__ void store_grad(const OmegaResult& result, const float* state,
+                                           const OmegaOptions& o, const OmegaItem& item, int l) {
+  if (result.data == nullptr) return;
+  const OmegaMatrix& m = o.sizes.matrix[l];
+  const int64_t to = (item.n * o.heads + item.head) * m.in * m.out;
+  each(m.out, m.in, [&](int j, int i) {
+    store_value(result.data, result.dtype, to + j * m.in + i, state[m.at + i * m.ld + j]);
+  });
+}
+
 __device__ __forceinline__ void store_grads(const OmegaResult* results, const float* state,
                                             const OmegaOptions& o, const OmegaItem& item) {
-  if (results[0].data == nullptr) return;
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    const int64_t to = (item.n * o.heads + item.head) * m.in * m.out;
-    each(m.out, m.in, [&](int j, int i) {
-      store_value(results[l].data, results[l].dtype, to + j * m.in + i, state[m.at + i * m.ld + j]);
-    });
-  }
+  for (int l = 0; l < o.matrices; ++l) store_grad(results[l], state, o, item, l);
 }
 
 // [N, H, out, in], contiguous, = matrix l of a memory, transposed.

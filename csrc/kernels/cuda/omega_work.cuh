@@ -31,6 +31,11 @@ __host__ __device__ __forceinline__ bool sees_phi(const OmegaOptions& o, int l) 
   return l < o.sizes.first_layer;
 }
 
+// Whether matrix l has a momentum.
+__host__ __device__ __forceinline__ bool has_momentum(const OmegaOptions& o, int l) {
+  return o.momentum && l >= o.sizes.momentum_from;
+}
+
 // Whether steps of Newton-Schulz come in stretches on the smaller side's squares.
 __host__ __device__ __forceinline__ bool is_elongated(int m, int n) {
   return m < n ? n >= 2 * m : m >= 2 * n;
