@@ -55,7 +55,7 @@ class OmegaSizes(NamedTuple):
 
 
 OMEGA_OPERATORS = ("omega_rule", "omega_rule_backward", "omega_rule_update")
-EXP_OMEGA_OPERATORS = ("exp_omega_rule", "exp_omega_rule_backward")
+EXP_OMEGA_OPERATORS = tuple(f"exp_{op}" for op in OMEGA_OPERATORS)
 OMEGA = (
     OmegaSizes(64, 64),
     OmegaSizes(32, 32, degree=2),

@@ -10,7 +10,15 @@ import torch
 
 import atlas_ext
 from atlas_ext import testing
-from atlas_ext.__main__ import CAPABILITIES, OMEGA, OMEGA_OPERATORS, OmegaSizes, plan_source
+from atlas_ext.__main__ import (
+    CAPABILITIES,
+    EXP_OMEGA,
+    EXP_OMEGA_OPERATORS,
+    OMEGA,
+    OMEGA_OPERATORS,
+    OmegaSizes,
+    plan_source,
+)
 from bench import roofline
 from bench.cuda_work import DEVICES
 from bench.omega_work import MEMORIES, OmegaRule, Product, omega_rule, omega_rule_update
@@ -271,3 +279,7 @@ def test_operators_are_listed(plan: Callable[..., str]) -> None:
     for op in OMEGA_OPERATORS:
         wanted = "state in place" if op == "omega_rule_update" else "form: "
         assert wanted in plan(op, "float32", PRESET, False, 80)
+    for op in EXP_OMEGA_OPERATORS:
+        wanted = "walk over the past" if op == "exp_omega_rule_update" else "rows of all tokens"
+        for sizes in EXP_OMEGA:
+            assert wanted in plan(op, "float32", sizes, False, 80)
