@@ -49,8 +49,8 @@ __device__ __forceinline__ int64_t* position_of(const OmegaUpdate& args, int64_t
 }
 
 // One thread fills in what the block works on; barrier by the caller.
-__device__ ATLAS_SHARED_CODE void begin_step(OmegaWork& w, OmegaStep& step, const OmegaUpdate& args,
-                                             int64_t index) {
+__device__ ATLAS_SHARED_CODE inline void begin_step(OmegaWork& w, OmegaStep& step,
+                                                    const OmegaUpdate& args, int64_t index) {
   const OmegaOptions& o = args.options;
   OmegaItem& item = w.item;
   item = OmegaItem();
