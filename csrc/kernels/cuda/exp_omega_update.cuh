@@ -110,14 +110,14 @@ __device__ __forceinline__ void finish_rows(const ExpFinish& finish, const Omega
     }
     for (int i = 0; i < rows; ++i) {
       const bool known = i < chunk.overhang;  // the token's own row is new
-      float* const at = state_row(coefficients, item, first + i) + column;
+      float* const at = token_row(coefficients, item, first + i) + column;
       const float kernel = finish.near[i], signal = w.d[set][i * ld + column],
                   old = known ? *at : 0.0f;
       float move = signal;
       before += kernel * old;
       direct += kernel * signal;
       if (o.momentum) {
-        float* const moving = state_row(momentum, item, first + i) + column;
+        float* const moving = token_row(momentum, item, first + i) + column;
         const float moved = known ? *moving : 0.0f;
         rate += kernel * moved;
         *moving = move += theta * moved;
@@ -125,7 +125,7 @@ __device__ __forceinline__ void finish_rows(const ExpFinish& finish, const Omega
       const float next = alpha * old - eta * move;
       *at = next;
       if (step.closes || !known)
-        state_row(reference, item, first + i)[column] = step.closes ? next : 0.0f;
+        token_row(reference, item, first + i)[column] = step.closes ? next : 0.0f;
     }
     const float read = alpha * before - eta * (theta * rate + direct);
     if (is_deep(o))

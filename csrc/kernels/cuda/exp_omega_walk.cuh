@@ -43,7 +43,7 @@ __host__ __device__ __forceinline__ int64_t partial_floats(const ExpWalkSizes& s
 }
 
 // A token's row in a state's tensor of floats [N, capacity, H, R].
-__device__ __forceinline__ float* state_row(const OmegaTensor& tensor, const OmegaItem& item,
+__device__ __forceinline__ float* token_row(const OmegaTensor& tensor, const OmegaItem& item,
                                             int64_t token) {
   return static_cast<float*>(const_cast<void*>(tensor.data)) + item.n * tensor.stride[0] +
          token * tensor.stride[1] + item.head * tensor.stride[2];
@@ -215,14 +215,14 @@ __device__ __forceinline__ void walk_rows_of(const ExpWalk& walk, const OmegaWor
     float* const sums = walk.sums + number * sizes.sums + c;
     if (group < groups) {
       const OmegaTensor& tensor = args.reference[set];
-      sum_column(sums, sizes.wide, walk, sizes.kernel_ld, state_row(tensor, item, first) + column,
+      sum_column(sums, sizes.wide, walk, sizes.kernel_ld, token_row(tensor, item, first) + column,
                  tensor.stride[1], from, min(from + share, count), group * kUpdateWindow, rows);
       return;
     }
     const OmegaTensor &tensor = args.coefficients[set], &momenta = args.momentum[set];
     read_column(sums + sizes.rows * sizes.wide, sizes.wide, walk, sizes.kernel_ld, rows,
-                state_row(tensor, item, first) + column, tensor.stride[1],
-                momenta.present ? state_row(momenta, item, first) + column : nullptr,
+                token_row(tensor, item, first) + column, tensor.stride[1],
+                momenta.present ? token_row(momenta, item, first) + column : nullptr,
                 momenta.stride[1], from, min(from + share, far), factor);
   });
 }
@@ -233,8 +233,8 @@ __device__ __forceinline__ void close_rows(const OmegaWork& w, const ExpOmegaUpd
   const ExpWalkSizes& sizes = args.walk;
   each(count, sizes.wide, [&](int j, int c) {
     const int set = c < sizes.row ? 0 : 1, column = c - set * sizes.row;
-    state_row(args.reference[set], w.item, first + j)[column] =
-        state_row(args.coefficients[set], w.item, first + j)[column];
+    token_row(args.reference[set], w.item, first + j)[column] =
+        token_row(args.coefficients[set], w.item, first + j)[column];
   });
 }
 
