@@ -55,6 +55,7 @@ class OmegaSizes(NamedTuple):
 
 
 OMEGA_OPERATORS = ("omega_rule", "omega_rule_backward", "omega_rule_update")
+EXP_OMEGA_OPERATORS = tuple(f"exp_{op}" for op in OMEGA_OPERATORS)
 OMEGA = (
     OmegaSizes(64, 64),
     OmegaSizes(32, 32, degree=2),
@@ -64,6 +65,12 @@ OMEGA = (
     OmegaSizes(64, 64, F=256, matrices=3),
     OmegaSizes(16, 16, F=64, degree=2, matrices=2, ns_steps=5, ns_every=16),
     OmegaSizes(16, 16, F=64, degree=2, matrices=3, ns_steps=5, ns_every=16),
+)
+EXP_OMEGA = (
+    OmegaSizes(64, 64),
+    OmegaSizes(16, 16, F=64, matrices=2),
+    OmegaSizes(64, 64, F=256, matrices=2),
+    OmegaSizes(64, 64, F=256, matrices=3),
 )
 
 
@@ -136,7 +143,6 @@ def print_plans(with_cuda: bool) -> None:
         print(f"  {title}" + (f": {groups[0][1]}" if len(groups) == 1 else ""))
         for devices, text in groups if len(groups) > 1 else ():
             print(f"    {devices:<30} {text}")
-    print("  exp_omega_rule, exp_omega_rule_update: not in this version")
 
 
 def plans(plan: Callable[..., str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -151,6 +157,9 @@ def plans(plan: Callable[..., str]) -> Iterator[tuple[str, dict[str, str]]]:
             yield from by_precision(plan, op, (m, n), f"[{m}, {n}]")
     for sizes in OMEGA:
         for op in OMEGA_OPERATORS:
+            yield from by_precision(plan, op, sizes, sizes.title)
+    for sizes in EXP_OMEGA:
+        for op in EXP_OMEGA_OPERATORS:
             yield from by_precision(plan, op, sizes, sizes.title)
 
 

@@ -58,7 +58,7 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
   " Tensor[] weights, Tensor? keys, Tensor[] coefficients, Tensor[] momentum,"                    \
   " Tensor[] chunk_weights, Tensor? k_tail, Tensor? v_tail, Tensor? position, Tensor? cu_seqlens"
   library.def("exp_omega_rule(" EXP_OMEGA_INPUTS ", " EXP_OMEGA_OPTIONS
-              ", int? extra_rows, bool save_for_backward)"
+              ", int? extra_rows, bool save_for_backward, bool allow_tf32)"
               " -> (Tensor o, Tensor final_keys, Tensor[] final_coefficients,"
               " Tensor[] final_momentum, Tensor[] final_weights, Tensor[] final_chunk_weights,"
               " Tensor final_k_tail, Tensor final_v_tail, Tensor final_position, Tensor[] saved)");
@@ -67,7 +67,7 @@ inline void define_schemas(torch::stable::detail::StableLibrary& library) {
       " Tensor[] grad_momentum, Tensor[] grad_weights, Tensor[] grad_chunk_weights,"
       " Tensor? grad_k_tail, Tensor? grad_v_tail, Tensor[] saved, " EXP_OMEGA_INPUTS
       ", " EXP_OMEGA_OPTIONS
-      ", int? extra_rows, int grad_mask)"
+      ", int? extra_rows, int grad_mask, bool allow_tf32)"
       " -> (Tensor[] grads, Tensor[] grad_weights, Tensor[] grad_coefficients,"
       " Tensor[] grad_momentum, Tensor[] grad_chunk_weights)");
   library.def(

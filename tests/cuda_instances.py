@@ -79,6 +79,8 @@ class Call:
 OMEGA_CASES = {
     "omega_rule": ("ragged", "gated_features", "muon_tall", "gated_muon_chunk"),
     "omega_rule_update": ("features", "mlp", "gated_muon"),
+    "exp_omega_rule": ("ragged", "packed", "packed_states"),
+    "exp_omega_rule_update": ("momentum", "mlp", "lanes"),
 }
 
 
@@ -136,7 +138,8 @@ class OmegaCall:
     def _held_in(self, name: str, output: Tensor) -> torch.dtype:
         if not output.is_floating_point():
             return output.dtype
-        return self.dtype if name == "o" or name.endswith("_tail") else torch.float32
+        own = name == "o" or name.endswith(("_tail", "keys"))
+        return self.dtype if own else torch.float32
 
     def run_emulated(self, capability: int) -> dict[str, Tensor]:
         with on_device(capability, self.precision):

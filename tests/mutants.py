@@ -1,4 +1,4 @@
-"""Plants faults of algebra in the CUDA kernels of the Omega rule; the registry must catch each.
+"""Plants faults of algebra in the CUDA kernels of both Omega rules; the registry must catch each.
 
 A fault is a change of the source text. Its kernel is compiled by g++ into a copy of the emulated
 library, on which the registry's cases run against the float64 reference: at least one must fail.
@@ -33,6 +33,16 @@ class Fault(NamedTuple):
 
 
 FORWARD, BACKWARD, UPDATE = "omega_rule.cu", "omega_rule_backward.cu", "omega_update.cu"
+EXP_FORWARD, EXP_BACKWARD, EXP_UPDATE = (f"exp_{unit}" for unit in (FORWARD, BACKWARD, UPDATE))
+# The operator whose cases see a unit, and what of them.
+SEEN_BY = {
+    FORWARD: ("omega_rule", "values"),
+    BACKWARD: ("omega_rule", "gradients"),
+    UPDATE: ("omega_rule_update", "values"),
+    EXP_FORWARD: ("exp_omega_rule", "values"),
+    EXP_BACKWARD: ("exp_omega_rule", "gradients"),
+    EXP_UPDATE: ("exp_omega_rule_update", "values"),
+}
 
 # fmt: off
 FAULTS = [
@@ -94,6 +104,38 @@ FAULTS = [
           "sign * window[(rows - count + i) * ld + j]", "sign * window[i * ld + j]"),
     Fault("one token's eta inside Newton-Schulz", UPDATE, "omega_update.cuh",
           "next -= eta * move[r]", "next -= (kMove == OmegaMove::apply ? 1.0f : eta) * move[r]"),
+    Fault("exp: overhang dropped", EXP_FORWARD, "omega_chunk.cuh",
+          "static_cast<int>(smaller(o.window - 1, c.position))", "0"),
+    Fault("exp: read before write", EXP_FORWARD, "exp_omega_chunk.cuh",
+          "i <= c.overhang + t ? -w.cf[at]", "i < c.overhang + t ? -w.cf[at]"),
+    Fault("exp: rows move by the wrong token's decay", EXP_FORWARD, "exp_omega_kernel.cuh",
+          "last = w.chunk.tokens - 1;\n  return {w.m", "last = 0;\n  return {w.m"),
+    Fault("exp: momentum not carried", EXP_FORWARD, "exp_omega_kernel.cuh",
+          "at[0] = move.m * b - move.s * s;", "at[0] = move.m * b;"),
+    Fault("exp: sums not brought in line with the maximum", EXP_FORWARD, "exp_omega_kernel.cuh",
+          "sums[j] *= factor", "sums[j] *= 1"),
+    Fault("exp: normaliser over decayed keys", EXP_FORWARD, "exp_omega_kernel.cuh",
+          "w.sum[t] = sum * factor + part;", "w.sum[t] = w.m[t] * sum * factor + part;"),
+    Fault("exp: state shared across the batch", EXP_FORWARD, "exp_omega_kernel.cuh",
+          "item.n * tensor.stride[0] + first * tensor.stride[1]", "first * tensor.stride[1]"),
+    Fault("exp: chunk-end leak", EXP_FORWARD, "exp_omega_kernel.cuh",
+          "w.block[i * ld + j] = b;", "w.block[i * ld + j] = moves ? move.m * b : b;"),
+    Fault("exp: gradients of rows not decayed", EXP_BACKWARD, "exp_omega_rebuild.cuh",
+          "grad_b *= move.m;", ""),
+    Fault("exp: moves of several chunks without the momentum's decay", EXP_BACKWARD,
+          "exp_omega_rebuild.cuh", "all.m * move[1] + all.s * move[2]", "all.m * move[1] + all.s"),
+    Fault("exp: gradient detached from the kernel's sum", EXP_BACKWARD,
+          "exp_omega_chunk_backward.cuh", "reads && normalized ? g.centre[t] : 0.0f", "0.0f"),
+    Fault("exp: gradient detached from past keys", EXP_BACKWARD, "exp_omega_chunk_backward.cuh",
+          "plain(w.k + from * kp, kp), {1, 1}", "plain(w.k + from * kp, kp), {0, 1}"),
+    Fault("exp: token reads before its write", EXP_UPDATE, "exp_omega_update.cuh",
+          "eta * (theta * rate + direct)", "eta * theta * rate"),
+    Fault("exp: window counted twice", EXP_UPDATE, "exp_omega_walk.cuh",
+          "walk.far = position - w.chunk.overhang;", "walk.far = position;"),
+    Fault("exp: blocks of a past at maxima of their own", EXP_UPDATE, "exp_omega_update.cuh",
+          "exponential(finish.factors[part] - most)", "1.0f"),
+    Fault("exp: token in M_ref at once", EXP_UPDATE, "exp_omega_update.cuh",
+          "step.closes ? next : 0.0f", "next"),
 ]
 # fmt: on
 
@@ -167,18 +209,17 @@ def caught_by(fault: Fault | None, what: tuple[str, str]) -> str | None:
 
 
 def check(fault: Fault) -> bool:
-    op = "omega_rule_update" if fault.unit == UPDATE else "omega_rule"
-    caught = caught_by(fault, (op, "gradients" if fault.unit == BACKWARD else "values"))
+    caught = caught_by(fault, SEEN_BY[fault.unit])
     print(f"{fault.name}: {'NOT CAUGHT' if caught is None else 'caught by ' + caught}", flush=True)
     return caught is not None
 
 
 def main(parts: list[str]) -> None:
     chosen = [f for f in FAULTS if not parts or any(part in f.name for part in parts)]
-    for what in (("omega_rule", "gradients"), ("omega_rule_update", "values")):
+    for what in sorted({SEEN_BY[fault.unit] for fault in chosen}):
         wrong = caught_by(None, what)
         if wrong is not None:
-            sys.exit(f"without a fault: {wrong}")
+            sys.exit(f"without a fault: {what[0]}, {wrong}")
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         caught = list(pool.map(check, chosen))
     print(f"{sum(caught)} of {len(chosen)} faults caught")

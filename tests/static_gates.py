@@ -231,7 +231,7 @@ def nvdisasm() -> str | None:
 def wanted_instructions(name: str) -> set[str]:
     """Of sm_80, by kernel: tensor cores where an instance has them; ldmatrix where it holds 16
     bits; cp.async where elements go in as they are. The Omega rule converts what it loads."""
-    if name.startswith("omega_"):
+    if name.startswith(("omega_", "exp_omega_")):
         return {"HMMA"} if "tf32" in name else set()
     if not name.startswith("newton_schulz_"):
         return set()

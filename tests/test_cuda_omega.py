@@ -37,7 +37,7 @@ def run(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Te
     return outputs, testing.gradients(outputs, inputs, names, testing.cotangents(outputs))
 
 
-def assert_right(case: Case, dtype: torch.dtype = F32) -> None:
+def assert_right(case: Case, dtype: torch.dtype = F32, tolerance: float | None = None) -> None:
     outputs, grads = run(case, dtype)
     inputs = case.inputs(dtype)
     names = case.differentiable(inputs)
@@ -49,7 +49,7 @@ def assert_right(case: Case, dtype: torch.dtype = F32) -> None:
         bad = {
             name: f"{error:.1e}"
             for name, error in errors.items()
-            if not error <= case.tolerance(dtype)
+            if not error <= (tolerance or case.tolerance(dtype))
         }
         assert not bad, bad
 

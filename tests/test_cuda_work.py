@@ -109,8 +109,8 @@ def test_plans_are_the_launchers(plan, capability) -> None:
 def test_plan_refuses_what_it_does_not_know(plan) -> None:
     with pytest.raises(RuntimeError, match=r"cuda_plan: capability: wanted 75, .*, got 70"):
         plan("newton_schulz", "float32", (4, 4), False, 70)
-    with pytest.raises(RuntimeError, match=r"cuda_plan: op: wanted .*, got exp_omega_rule"):
-        plan("exp_omega_rule", "float32", (4, 4), False, 80)
+    with pytest.raises(RuntimeError, match=r"cuda_plan: op: wanted .*, got exp_rule"):
+        plan("exp_rule", "float32", (4, 4), False, 80)
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 10), (5, 16, 16), (2, 40, 70), (1, 130, 50)])

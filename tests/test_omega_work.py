@@ -10,7 +10,15 @@ import torch
 
 import atlas_ext
 from atlas_ext import testing
-from atlas_ext.__main__ import CAPABILITIES, OMEGA, OMEGA_OPERATORS, OmegaSizes, plan_source
+from atlas_ext.__main__ import (
+    CAPABILITIES,
+    EXP_OMEGA,
+    EXP_OMEGA_OPERATORS,
+    OMEGA,
+    OMEGA_OPERATORS,
+    OmegaSizes,
+    plan_source,
+)
 from bench import roofline
 from bench.cuda_work import DEVICES
 from bench.omega_work import MEMORIES, OmegaRule, Product, omega_rule, omega_rule_update
@@ -118,6 +126,8 @@ def test_plan_refuses_sizes(plan: Callable[..., str]) -> None:
             plan("omega_rule", "float32", OmegaSizes(64, 64)._replace(**change), False, 80)
     with pytest.raises(RuntimeError, match=r"sizes: wanted K < 65535, and matrices and chunks"):
         plan("omega_rule", "float32", OmegaSizes(65000, 4, degree=4), False, 80)
+    with pytest.raises(RuntimeError, match=r"sizes: wanted degree 0 and ns_steps 0 .*, got 2, 0$"):
+        plan("exp_omega_rule", "float32", OmegaSizes(8, 8, degree=2), False, 80)
     with pytest.raises(RuntimeError, match=r"op: wanted an operator with CUDA kernels, got omega"):
         plan("omega", "float32", OmegaSizes(64, 64), False, 80)
 
@@ -269,3 +279,7 @@ def test_operators_are_listed(plan: Callable[..., str]) -> None:
     for op in OMEGA_OPERATORS:
         wanted = "state in place" if op == "omega_rule_update" else "form: "
         assert wanted in plan(op, "float32", PRESET, False, 80)
+    for op in EXP_OMEGA_OPERATORS:
+        wanted = "walk over the past" if op == "exp_omega_rule_update" else "rows of all tokens"
+        for sizes in EXP_OMEGA:
+            assert wanted in plan(op, "float32", sizes, False, 80)

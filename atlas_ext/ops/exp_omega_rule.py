@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atlas_ext.ops._common import (
+    allow_tf32,
     operators,
     register_autocast,
     register_autograd,
@@ -105,6 +106,7 @@ def exp_omega_rule(
             *inputs,
             *(objective, activation, residual, normalize, number, chunk_size, extra),
             torch.is_grad_enabled() and requires_grad(inputs),
+            allow_tf32(),
         )
     )
     if extra is None:
@@ -235,7 +237,7 @@ def _backward_fake(*args: Any) -> tuple[list[Tensor], ...]:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     _AUTOGRAD.save(ctx, inputs, output[9])
-    ctx.options = inputs[_INPUTS:-1]
+    *ctx.options, _save, ctx.tf32 = inputs[_INPUTS:]
     ctx.shapes = [[tensor.shape for tensor in output[i]] for i in (2, 3, 4, 5)]
 
 
@@ -247,7 +249,7 @@ def _backward(operators: Any, ctx: Any, *grads: Any) -> tuple[Any, ...]:
         *(grad_o, grad_keys),
         *(whole_grads(x, shapes, q, dtype) for x, shapes in zip(lists, ctx.shapes, strict=True)),
         *(grad_k_tail, grad_v_tail, saved, *inputs, *ctx.options),
-        _AUTOGRAD.mask(ctx.needs_input_grad),
+        *(_AUTOGRAD.mask(ctx.needs_input_grad), ctx.tf32),
     )
     return _AUTOGRAD.scatter(ctx, tensors, found)
 

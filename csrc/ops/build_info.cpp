@@ -16,11 +16,11 @@ std::string build_info() {
   std::string text = "compiler=" + std::string(__VERSION__);
   text += ATLAS_X86 ? "\ncpu_isas=baseline avx2 avx512" : "\ncpu_isas=baseline";
   text += std::string("\ncpu_isa=") + kernels::cpu::isa_name(kernels::cpu::isa());
-  // The operators whose CUDA kernels, forward and backward, are in this build; cuda_missing.cpp
-  // refuses for all others.
+  // The operators whose CUDA kernels, forward and backward, are in this build.
   text += "\ncuda_operators=";
 #ifdef USE_CUDA
   text += "poly_features newton_schulz omega_rule omega_rule_update";
+  text += " exp_omega_rule exp_omega_rule_update";
   const int runtime = kernels::cuda::compiled_runtime_version();
   text += "\ncuda_runtime=" + std::to_string(runtime / 1000) + "." +
           std::to_string(runtime % 1000 / 10);

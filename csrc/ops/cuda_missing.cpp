@@ -1,4 +1,6 @@
-// CUDA tensors meet a clear error where the build has no kernel for them.
+// CUDA tensors meet a clear error where the build has no CUDA kernels.
+#ifndef USE_CUDA
+
 #include <torch/csrc/stable/library.h>
 
 #include <stdexcept>
@@ -6,18 +8,12 @@
 
 namespace {
 
-#ifdef USE_CUDA
-constexpr const char* kAdvice =
-    "this version of atlas_ext has no CUDA kernel for this operator: move the inputs to the CPU";
-#else
-constexpr const char* kAdvice =
-    "this build of atlas_ext has no CUDA kernels: move the inputs to the CPU, or build atlas_ext "
-    "with nvcc and a CUDA build of torch";
-#endif
-
-[[noreturn, maybe_unused]] void refuse(const char* op) {
-  throw std::runtime_error(std::string(op) + ": tensors: wanted CPU tensors, got CUDA tensors; " +
-                           kAdvice);
+[[noreturn]] void refuse(const char* op) {
+  throw std::runtime_error(
+      std::string(op) +
+      ": tensors: wanted CPU tensors, got CUDA tensors; this build of atlas_ext has no CUDA "
+      "kernels: move the inputs to the CPU, or build atlas_ext with nvcc and a CUDA build of "
+      "torch");
 }
 
 }  // namespace
@@ -25,7 +21,6 @@ constexpr const char* kAdvice =
 #define ATLAS_REFUSE(op) library.impl(#op, [](StableIValue*, uint64_t, uint64_t) { refuse(#op); })
 
 STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CUDA, library) {
-#ifndef USE_CUDA
   ATLAS_REFUSE(poly_features);
   ATLAS_REFUSE(poly_features_backward);
   ATLAS_REFUSE(newton_schulz);
@@ -33,8 +28,9 @@ STABLE_TORCH_LIBRARY_IMPL(atlas_ext, CUDA, library) {
   ATLAS_REFUSE(omega_rule);
   ATLAS_REFUSE(omega_rule_backward);
   ATLAS_REFUSE(omega_rule_update);
-#endif
   ATLAS_REFUSE(exp_omega_rule);
   ATLAS_REFUSE(exp_omega_rule_backward);
   ATLAS_REFUSE(exp_omega_rule_update);
 }
+
+#endif

@@ -1,6 +1,8 @@
+#include "ops/exp_omega_rule_update.h"
+
 #include <torch/csrc/stable/library.h>
 
-#include "ops/exp_omega_rule.h"
+#include "ops/exp_omega_rule_cpu.h"
 
 namespace atlas::ops {
 namespace {
@@ -9,14 +11,10 @@ namespace cpu = kernels::cpu;
 
 constexpr const char* kOp = "exp_omega_rule_update";
 
-cpu::StateView state_view(const std::string& name, const Tensor& tensor) {
-  const int64_t last = tensor.dim() - 1;
-  ATLAS_CHECK(tensor.numel() == 0 || tensor.size(last) == 1 || tensor.stride(last) == 1, kOp,
-              "state." + name, "stride 1 along the last dimension",
-              "stride " + std::to_string(tensor.stride(last)));
+cpu::StateView state_view(const Tensor& tensor) {
   cpu::StateView view;
   view.array = mutable_array(tensor);
-  for (int64_t i = 0; i <= last; ++i) view.stride[i] = tensor.stride(i);
+  for (int64_t i = 0; i < tensor.dim(); ++i) view.stride[i] = tensor.stride(i);
   return view;
 }
 
@@ -31,20 +29,20 @@ cpu::Strided one_token(const MaybeTensor& tensor) {
 void view_state(cpu::ExpOmegaUpdate& args, const ExpOmegaShape& shape,
                 const ExpOmegaStateArguments& state) {
   const size_t sets = static_cast<size_t>(shape.sets), matrices = shape.matrices();
-  args.keys = state_view("keys", *state.keys);
+  args.keys = state_view(*state.keys);
   for (size_t set = 0; set < sets; ++set) {
-    args.coefficients[set] = state_view("coefficients", state.coefficients[set]);
-    args.reference[set] = state_view("chunk_weights", state.chunk_weights[set]);
-    if (!state.momentum.empty()) args.momentum[set] = state_view("momentum", state.momentum[set]);
+    args.coefficients[set] = state_view(state.coefficients[set]);
+    args.reference[set] = state_view(state.chunk_weights[set]);
+    if (!state.momentum.empty()) args.momentum[set] = state_view(state.momentum[set]);
   }
   for (size_t l = 0; l < matrices; ++l) {
-    args.weights[l] = state_view("weights", state.weights[l]);
-    args.chunk_weights[l] = state_view("chunk_weights", state.chunk_weights[sets + l]);
+    args.weights[l] = state_view(state.weights[l]);
+    args.chunk_weights[l] = state_view(state.chunk_weights[sets + l]);
   }
   if (matrices > 0 && !state.momentum.empty())
-    args.weights_momentum = state_view("momentum", state.momentum.back());
-  args.k_tail = state_view("k_tail", *state.k_tail);
-  args.v_tail = state_view("v_tail", *state.v_tail);
+    args.weights_momentum = state_view(state.momentum.back());
+  args.k_tail = state_view(*state.k_tail);
+  args.v_tail = state_view(*state.v_tail);
 }
 
 Tensor exp_omega_rule_update_cpu(
@@ -58,19 +56,13 @@ Tensor exp_omega_rule_update_cpu(
     const Tensor& position,  // [N]
     const std::string& objective, const std::string& activation, bool residual,
     const std::string& normalize, double scale, int64_t chunk_size) {
-  check_tokens(kOp, "N, H", q, k, v, gamma, eta, log_alpha, log_theta);
+  const ExpOmegaTokens tokens{q, k, v, gamma, eta, log_alpha, log_theta};
   const ExpOmegaRuleOptions given{objective, activation, residual, normalize, scale, chunk_size};
-  check_exp_options(kOp, given, q, v);
-  const OmegaShape letters{q.size(0), 1,         q.size(1),     q.size(2),
-                           v.size(2), q.size(2), gamma.size(2), q.size(0)};
   const MaybeTensor all_keys = keys, k_rows = k_tail, v_rows = v_tail, places = position;
   const ExpOmegaStateArguments state{weights,       all_keys, coefficients, momentum,
                                      chunk_weights, k_rows,   v_rows,       places};
-  const ExpOmegaShape shape = check_exp_state(kOp, "state.", letters, state, q);
-  ATLAS_CHECK(
-      momentum.empty() == !log_theta, kOp, "log_theta",
-      momentum.empty() ? "None: the state has no momentum" : "a tensor: the state has a momentum",
-      log_theta ? describe(*log_theta) : "None");
+  const ExpOmegaShape shape = check_exp_omega_rule_update(kOp, tokens, state, given);
+  const OmegaShape& letters = shape.omega;
   std::vector<cpu::OmegaSequence> sequences;
   int64_t* const counter = position.mutable_data_ptr<int64_t>();
   for (int64_t n = 0; n < letters.sequences; ++n) {

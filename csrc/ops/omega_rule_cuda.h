@@ -25,6 +25,26 @@ inline kernels::cuda::OmegaTensor omega_tensor(const CudaContext& cuda, const ch
   return tensor ? omega_tensor(cuda, op, *tensor, name) : kernels::cuda::OmegaTensor();
 }
 
+// One token for each of M rows: [M, H, ...] as the kernels' [B, T, H, ...] with T = 1.
+inline void omega_token(const CudaContext& cuda, const char* op, kernels::cuda::OmegaInputs& in,
+                        const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gamma,
+                        const Tensor& eta, const MaybeTensor& log_alpha,
+                        const MaybeTensor& log_theta) {
+  const auto token = [&](const MaybeTensor& tensor, const char* name) {
+    kernels::cuda::OmegaTensor view = omega_tensor(cuda, op, tensor, name);
+    for (int i = 3; i > 1; --i) view.stride[i] = view.stride[i - 1];
+    view.stride[1] = 0;
+    return view;
+  };
+  in.q = token(q, "q");
+  in.k = token(k, "k");
+  in.v = token(v, "v");
+  in.gamma = token(gamma, "gamma");
+  in.eta = token(eta, "eta");
+  in.log_alpha = token(log_alpha, "log_alpha");
+  in.log_theta = token(log_theta, "log_theta");
+}
+
 inline void omega_tensors(const CudaContext& cuda, const char* op,
                           kernels::cuda::OmegaTensor* views, const Tensors& matrices,
                           const char* name, bool update = false) {
@@ -116,6 +136,28 @@ inline kernels::cuda::OmegaOptions omega_options(const CudaContext& cuda, const 
   return options;
 }
 
+// Kernels read M_ref where it lies, with strides of 32 bits.
+inline Tensor reference_matrix(const Tensor& matrix) {
+  const int64_t last =
+      (matrix.size(2) - 1) * matrix.stride(2) + (matrix.size(3) - 1) * matrix.stride(3);
+  return last <= std::numeric_limits<int>::max() ? matrix : torch::stable::contiguous(matrix);
+}
+
+// Where sequences are; `held` keeps alive what `in` points to.
+inline void omega_sequences(const CudaContext& cuda, kernels::cuda::OmegaInputs& in,
+                            const MaybeTensor& position, const MaybeTensor& cu_seqlens,
+                            Tensors& held) {
+  if (position) {
+    held.push_back(torch::stable::contiguous(*position));
+    in.position = static_cast<const int64_t*>(cuda.read(held.back(), "position"));
+  }
+  if (cu_seqlens) {
+    held.push_back(torch::stable::contiguous(*cu_seqlens));
+    in.cu_seqlens = cuda.read(held.back(), "cu_seqlens");
+    in.wide_seqlens = cu_seqlens->scalar_type() == ScalarType::Long;
+  }
+}
+
 // All that the schema gives forward and backward alike, checked, with what the kernels point to
 // kept alive.
 struct OmegaCudaCall {
@@ -155,26 +197,12 @@ struct OmegaCudaCall {
     omega_tensors(cuda, op, in.weights, weights, "weights");
     omega_tensors(cuda, op, in.momentum, momentum, "momentum");
     for (size_t l = 0; l < chunk_weights.size(); ++l) {
-      // Kernels read M_ref where it lies, with strides of 32 bits.
-      const Tensor& given_weights = chunk_weights[l];
-      const int64_t last = (given_weights.size(2) - 1) * given_weights.stride(2) +
-                           (given_weights.size(3) - 1) * given_weights.stride(3);
-      held.push_back(last <= std::numeric_limits<int>::max()
-                         ? given_weights
-                         : torch::stable::contiguous(given_weights));
+      held.push_back(reference_matrix(chunk_weights[l]));
       in.chunk_weights[l] = omega_tensor(cuda, op, held.back(), "chunk_weights");
     }
     in.k_tail = omega_tensor(cuda, op, k_tail, "k_tail");
     in.v_tail = omega_tensor(cuda, op, v_tail, "v_tail");
-    if (position) {
-      held.push_back(torch::stable::contiguous(*position));
-      in.position = static_cast<const int64_t*>(cuda.read(held.back(), "position"));
-    }
-    if (cu_seqlens) {
-      held.push_back(torch::stable::contiguous(*cu_seqlens));
-      in.cu_seqlens = cuda.read(held.back(), "cu_seqlens");
-      in.wide_seqlens = cu_seqlens->scalar_type() == ScalarType::Long;
-    }
+    omega_sequences(cuda, in, position, cu_seqlens, held);
     in.sequences = shape.sequences;
     in.tokens = shape.tokens;
     in.checkpoints = checkpoints;

@@ -10,19 +10,6 @@ namespace cuda_kernels = kernels::cuda;
 
 constexpr const char* kOp = "omega_rule_update";
 
-// [M, H, ...] as the kernels' [B, T, H, ...] with T = 1.
-cuda_kernels::OmegaTensor token(const CudaContext& cuda, const Tensor& tensor, const char* name) {
-  cuda_kernels::OmegaTensor view = omega_tensor(cuda, kOp, tensor, name);
-  for (int i = 3; i > 1; --i) view.stride[i] = view.stride[i - 1];
-  view.stride[1] = 0;
-  return view;
-}
-
-cuda_kernels::OmegaTensor token(const CudaContext& cuda, const MaybeTensor& tensor,
-                                const char* name) {
-  return tensor ? token(cuda, *tensor, name) : cuda_kernels::OmegaTensor();
-}
-
 // Slots and positions are read by the kernel alone, so nothing waits for the device and the call
 // can be captured in a graph. A row whose slot is not in [0, N), or whose position is negative,
 // gets NaN as its output and leaves the state untouched; of a slot that occurs twice the state is
@@ -56,13 +43,7 @@ Tensor omega_rule_update_cuda(const Tensor& q, const Tensor& k,
   cuda_kernels::OmegaUpdate args{};
   args.options =
       omega_options(cuda, kOp, shape, given, log_theta.has_value(), feature_scales, ns_table, held);
-  args.in.q = token(cuda, q, "q");
-  args.in.k = token(cuda, k, "k");
-  args.in.v = token(cuda, v, "v");
-  args.in.gamma = token(cuda, gamma, "gamma");
-  args.in.eta = token(cuda, eta, "eta");
-  args.in.log_alpha = token(cuda, log_alpha, "log_alpha");
-  args.in.log_theta = token(cuda, log_theta, "log_theta");
+  omega_token(cuda, kOp, args.in, q, k, v, gamma, eta, log_alpha, log_theta);
   omega_tensors(cuda, kOp, args.in.weights, weights, "weights", true);
   omega_tensors(cuda, kOp, args.in.momentum, momentum, "momentum", true);
   omega_tensors(cuda, kOp, args.in.chunk_weights, chunk_weights, "chunk_weights", true);
@@ -72,6 +53,7 @@ Tensor omega_rule_update_cuda(const Tensor& q, const Tensor& k,
   args.in.tokens = 1;
   args.position = static_cast<int64_t*>(cuda.update(position, "position"));
   args.position_stride = position.stride(0);
+  args.capacity = std::numeric_limits<int64_t>::max();
   if (state_indices) {
     held.push_back(torch::stable::contiguous(*state_indices));
     args.slots = cuda.read(held.back(), "state_indices");

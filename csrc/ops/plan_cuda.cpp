@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "kernels/cuda/capabilities.h"
+#include "kernels/cuda/exp_omega_rule.h"
+#include "kernels/cuda/exp_omega_update.h"
 #include "kernels/cuda/newton_schulz.h"
 #include "kernels/cuda/omega_rule.h"
 #include "kernels/cuda/poly_features.h"
@@ -26,6 +28,12 @@ std::string resources(int threads, int64_t shared_bytes) {
   return std::to_string(threads) + " threads, " + kibibytes(shared_bytes);
 }
 
+std::string resources(const cuda_kernels::OmegaPlan& plan) {
+  const std::string scratch =
+      plan.scratch_bytes > 0 ? ", " + kibibytes(plan.scratch_bytes) + " scratch" : "";
+  return resources(plan.threads, plan.shared_bytes) + scratch;
+}
+
 std::string describe(const cuda_kernels::NewtonSchulzPlan& plan) {
   if (!plan.fused) return "matrix products";
   return "fused " + std::to_string(plan.size) + ": " + plan.arithmetic + ", " +
@@ -43,12 +51,10 @@ std::string describe(const cuda_kernels::OmegaPlan& plan, const cuda_kernels::Om
   const bool muon = o.schedule.steps > 0,
              both = o.momentum || (muon && pass == cuda_kernels::OmegaPass::forward);
   if (pass == cuda_kernels::OmegaPass::update) {
-    const std::string place =
-        plan.scratch_bytes > 0 ? ", " + kibibytes(plan.scratch_bytes) + " scratch" : "";
     return std::string("state in place, ") +
            (muon && plan.tensor_cores ? "split tf32 tensor cores for Newton-Schulz, "
                                       : "float multiply-adds, ") +
-           resources(plan.threads, plan.shared_bytes) + place;
+           resources(plan);
   }
   std::string text = muon ? "Newton-Schulz form: " : "dual form: ";
   text += !plan.tensor_cores ? "float multiply-adds, "
@@ -57,20 +63,34 @@ std::string describe(const cuda_kernels::OmegaPlan& plan, const cuda_kernels::Om
   if (pass == cuda_kernels::OmegaPass::backward) text += "gradients of ";
   text += both ? "weights and momentum " : "weights ";
   text += plan.state_on_chip ? "on chip, " : "in device memory, ";
-  text += resources(plan.threads, plan.shared_bytes);
-  if (plan.scratch_bytes > 0) text += ", " + kibibytes(plan.scratch_bytes) + " scratch";
-  return text;
+  return text + resources(plan);
+}
+
+// The rows of all tokens beside what the plan counts, which has none of them.
+std::string describe_exponential(const cuda_kernels::OmegaPlan& plan) {
+  return std::string(plan.tensor_cores ? "tf32 tensor cores, " : "float multiply-adds, ") +
+         (plan.state_on_chip ? "a chunk on chip, " : "a chunk partly in device memory, ") +
+         resources(plan) + ", rows of all tokens in scratch";
+}
+
+std::string describe(const cuda_kernels::ExpOmegaUpdatePlan& plan) {
+  return "state in place, float multiply-adds, blocks that walk over the past: " +
+         resources(plan.walk) + "; that end the token: " + resources(plan.finish);
 }
 
 struct OmegaOperator {
   const char* name;
   cuda_kernels::OmegaPass pass;
+  bool exponential;
 };
 
 constexpr OmegaOperator kOmegaOperators[] = {
-    {"omega_rule", cuda_kernels::OmegaPass::forward},
-    {"omega_rule_backward", cuda_kernels::OmegaPass::backward},
-    {"omega_rule_update", cuda_kernels::OmegaPass::update},
+    {"omega_rule", cuda_kernels::OmegaPass::forward, false},
+    {"omega_rule_backward", cuda_kernels::OmegaPass::backward, false},
+    {"omega_rule_update", cuda_kernels::OmegaPass::update, false},
+    {"exp_omega_rule", cuda_kernels::OmegaPass::forward, true},
+    {"exp_omega_rule_backward", cuda_kernels::OmegaPass::backward, true},
+    {"exp_omega_rule_update", cuda_kernels::OmegaPass::update, true},
 };
 
 // Of one head; F = 0 belongs to a linear memory, degree 0 to keys as they are.
@@ -124,11 +144,22 @@ std::string cuda_plan(std::string op, std::string dtype, std::vector<int64_t> si
   for (const OmegaOperator& omega : kOmegaOperators) {
     if (op != omega.name) continue;
     cuda_kernels::OmegaOptions options = omega_plan_options(name, sizes);
+    const auto kind = static_cast<cuda_kernels::Dtype>(type);
     if (omega.pass == cuda_kernels::OmegaPass::update) options.chunk = 1;
-    return describe(
-        cuda_kernels::omega_rule_plan(omega.pass, options, static_cast<cuda_kernels::Dtype>(type),
-                                      allow_tf32, 1, device, 1),
-        options, omega.pass);
+    if (!omega.exponential)
+      return describe(
+          cuda_kernels::omega_rule_plan(omega.pass, options, kind, allow_tf32, 1, device, 1),
+          options, omega.pass);
+    ATLAS_CHECK(options.degree == 0 && options.schedule.steps == 0, name, "sizes",
+                "degree 0 and ns_steps 0 of " + op,
+                std::to_string(options.degree) + ", " + std::to_string(options.schedule.steps));
+    options.l2 = true;
+    if (omega.pass == cuda_kernels::OmegaPass::update)
+      return describe(cuda_kernels::exp_omega_update_plan(
+          {options, cuda_kernels::ExpNormalize::none, 1, 0}, 0, 1, device, 1));
+    return describe_exponential(cuda_kernels::exp_omega_rule_plan(
+        omega.pass, {options, cuda_kernels::ExpNormalize::none, 1, 0}, kind, allow_tf32, 1, device,
+        1));
   }
   const bool schulz = op == "newton_schulz" || op == "newton_schulz_backward";
   ATLAS_CHECK(schulz || op == "poly_features" || op == "poly_features_backward", name, "op",

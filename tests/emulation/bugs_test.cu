@@ -93,7 +93,7 @@ std::string copies() {
 std::string too_many_threads() { return run<bugs::missing_barrier_kernel>(1, 1056, 0, same); }
 std::string too_much_shared() { return run<bugs::missing_barrier_kernel>(1, 32, 164 << 10, same); }
 
-std::string static_not_counted() { return run<bugs::wide_static_kernel>(1, 32, 47 << 10, same); }
+std::string static_not_counted() { return run<bugs::wide_static_kernel>(1, 32, 46 << 10, same); }
 
 const std::vector<Bug>& all_bugs() {
   using namespace bugs;

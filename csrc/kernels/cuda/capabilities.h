@@ -24,7 +24,7 @@ constexpr int shared_kibibytes(int capability) {
 }
 
 // Blocks with more dynamic shared memory opt in to it. 48 KiB need no opting in, but static arrays
-// count as well: they have the KiB between.
-constexpr int kOptInBeyond = 47 << 10;
+// count as well: they have the 2 KiB between.
+constexpr int kOptInBeyond = 46 << 10;
 
 }  // namespace atlas::kernels::cuda

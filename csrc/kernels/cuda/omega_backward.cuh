@@ -6,46 +6,9 @@
 #include "kernels/cuda/omega_dual_backward.cuh"
 #include "kernels/cuda/omega_muon_backward.cuh"
 #include "kernels/cuda/omega_states.cuh"
+#include "kernels/cuda/omega_token_grads.cuh"
 
 namespace atlas::kernels::cuda {
-
-__device__ __forceinline__ void store_gates(const OmegaWork& w, const OmegaGrads& g,
-                                            const OmegaBackward& args) {
-  const OmegaOptions& o = args.options;
-  const OmegaChunk& c = w.chunk;
-  const int64_t row =
-      (w.item.batch * args.in.tokens + w.item.begin + c.first) * o.heads + w.item.head;
-  each(c.tokens, [&](int t) {
-    const int64_t at = row + static_cast<int64_t>(t) * o.heads;
-    if (args.grad_eta.data != nullptr)
-      store_value(args.grad_eta.data, args.grad_eta.dtype, at, g.eta[t]);
-    if (args.grad_log_alpha.data != nullptr)
-      store_value(args.grad_log_alpha.data, args.grad_log_alpha.dtype, at, g.alpha[t]);
-    if (args.grad_log_theta.data != nullptr)
-      store_value(args.grad_log_theta.data, args.grad_log_theta.dtype, at, g.theta[t]);
-  });
-  if (args.grad_gamma.data == nullptr) return;
-  each(c.tokens, o.window, [&](int t, int j) {
-    const int i = c.overhang + t - j;
-    store_value(args.grad_gamma.data, args.grad_gamma.dtype,
-                (row + static_cast<int64_t>(t) * o.heads) * o.window + j,
-                i >= 0 ? g.pair[t * o.sizes.rp + i] : 0.0f);
-  });
-}
-
-// result [B, T, H, width]'s tokens of this chunk = rows [tokens, ld].
-__device__ __forceinline__ void store_tokens(const OmegaResult& result, const float* rows, int ld,
-                                             int width, const OmegaWork& w,
-                                             const OmegaBackward& args) {
-  if (result.data == nullptr) return;
-  const int heads = args.options.heads;
-  const int64_t row =
-      (w.item.batch * args.in.tokens + w.item.begin + w.chunk.first) * heads + w.item.head;
-  each(w.chunk.tokens, width, [&](int t, int j) {
-    store_value(result.data, result.dtype, (row + static_cast<int64_t>(t) * heads) * width + j,
-                rows[t * ld + j]);
-  });
-}
 
 // Hands out the chunk's own tokens and shifts the sums, so that the slots fit the chunk before,
 // which has `next` tokens. `scratch` has window - 1 rows. A barrier comes before and after.
@@ -53,7 +16,7 @@ __device__ __forceinline__ void settle_rows(float* sums, float* scratch, int ld,
                                             const OmegaResult& result, const OmegaWork& w,
                                             const OmegaBackward& args, int next) {
   const int slots = args.options.window - 1;
-  store_tokens(result, sums + slots * ld, ld, width, w, args);
+  store_tokens(result, sums + slots * ld, ld, width, w, args.options, args.in);
   each(slots, width, [&](int i, int j) { scratch[i * ld + j] = sums[i * ld + j]; });
   __syncthreads();
   each(next + slots, width,
@@ -207,8 +170,8 @@ __device__ __forceinline__ void backward_item(OmegaWork& w, const OmegaGrads& g,
     __syncthreads();
     backward_chunk<kArithmetic, kMuon>(w, g, args, own_reference);
     __syncthreads();
-    store_gates(w, g, args);
-    store_tokens(args.grad_q, g.q, o.sizes.kp, o.key, w, args);
+    store_gates(w, g, o, args.in, args);
+    store_tokens(args.grad_q, g.q, o.sizes.kp, o.key, w, o, args.in);
     const int next = chunk_tokens_before(o, item, end);
     settle_rows(g.k_sum, g.wide, o.sizes.kp, o.key, args.grad_k, w, args, next);
     settle_rows(g.v_sum, g.wide, o.sizes.vp, o.value, args.grad_v, w, args, next);

@@ -91,9 +91,9 @@ __device__ __forceinline__ int64_t token_offset(const OmegaTensor& tensor, const
 // rows [count, ld] = sign times columns [from, from + width) of tokens from `first` (negative: of
 // the tail); `ones`: a column of ones behind.
 __device__ __forceinline__ void load_rows(float* rows, int ld, int width, const OmegaTensor& tokens,
-                                          const OmegaTensor& tail, const OmegaItem& item, int slots,
-                                          int64_t first, int count, bool ones, int from = 0,
-                                          float sign = 1) {
+                                          const OmegaTensor& tail, const OmegaItem& item,
+                                          int64_t slots, int64_t first, int count, bool ones,
+                                          int from = 0, float sign = 1) {
   const int64_t at = token_offset(tokens, item) + from * tokens.stride[3];
   const int64_t tail_at =
       item.n * tail.stride[0] + item.head * tail.stride[2] + from * tail.stride[3];

@@ -92,7 +92,7 @@ __device__ __forceinline__ void read_gates_backward(const OmegaWork& w, const Om
   layer_read<kArithmetic>(g.wide, w, o, l, w.q, w.query_h, tokens, w.before.matrix[l], {});
   each_dot(tokens, m.out, grad_y, m.ld, g.wide, m.ld, [&](int t, float dot) { g.m[t] += dot; });
   __syncthreads();
-  if (!o.momentum) return;
+  if (!has_momentum(o, l)) return;
   layer_read<kArithmetic>(g.wide, w, o, l, w.q, w.query_h, tokens, w.rate.matrix[l], {});
   each_dot(tokens, m.out, grad_y, m.ld, g.wide, m.ld, [&](int t, float dot) { g.s[t] -= dot; });
   __syncthreads();
@@ -106,22 +106,18 @@ __device__ __forceinline__ void read_to_inputs(const OmegaWork& w, const OmegaOp
   const OmegaMatrix& m = o.sizes.matrix[l];
   back_through<kArithmetic>(out, ld, w.chunk.tokens, first, count, grad_y, m.ld, m.out,
                             w.before.matrix[l], 1, w.m);
-  if (o.momentum)
+  if (has_momentum(o, l))
     back_through<kArithmetic>(out, ld, w.chunk.tokens, first, count, grad_y, m.ld, m.out,
                               w.rate.matrix[l], -1, w.s);
 }
 
 // The last matrix of a deep memory and the activation before it: from g.y to g.queries, g.h and
-// g.d of the last matrix. The queries' hidden layer is computed anew.
+// g.d of the last matrix. The queries' hidden layer is at hand. A barrier comes before and after.
 template <Arithmetic kArithmetic>
-__device__ __forceinline__ void dual_backward_last(const OmegaWork& w, const OmegaGrads& g,
-                                                   const OmegaOptions& o) {
+__device__ __forceinline__ void last_layer_backward(const OmegaWork& w, const OmegaGrads& g,
+                                                    const OmegaOptions& o) {
   const OmegaSizes& sz = o.sizes;
   const int last = last_matrix(o), tokens = w.chunk.tokens, rows = w.chunk.rows();
-  inside_coefficients<kArithmetic>(w, sz.rp, w.q, w.k, sz.kp, o.key, o.degree);
-  for (int l = 0; l < sz.first_layer; ++l) dual_read<kArithmetic>(w.queries[l], w, o, l);
-  hidden_layer(w.query_h, w.queries[0], w.queries[1], sz.fp, tokens, o);
-  __syncthreads();
   product<kArithmetic>(w.scores, sz.rp, tokens, rows, o.hidden, plain(w.query_h, sz.fp),
                        transposed(w.h, sz.fp));
   inside_backward<kArithmetic>(w, g, o, last, g.y, w.scores, 0, g.scores, true, true);
@@ -135,6 +131,18 @@ __device__ __forceinline__ void dual_backward_last(const OmegaWork& w, const Ome
   read_gates_backward<kArithmetic>(w, g, o, last, g.y);
   hidden_layer_backward(w, g, o, 0, tokens);
   __syncthreads();
+}
+
+// The same with the queries' hidden layer computed anew.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void dual_backward_last(const OmegaWork& w, const OmegaGrads& g,
+                                                   const OmegaOptions& o) {
+  const OmegaSizes& sz = o.sizes;
+  inside_coefficients<kArithmetic>(w, sz.rp, w.q, w.k, sz.kp, o.key, o.degree);
+  for (int l = 0; l < sz.first_layer; ++l) dual_read<kArithmetic>(w.queries[l], w, o, l);
+  hidden_layer(w.query_h, w.queries[0], w.queries[1], sz.fp, w.chunk.tokens, o);
+  __syncthreads();
+  last_layer_backward<kArithmetic>(w, g, o);
 }
 
 // The gradient of what the queries of matrix l read.
@@ -189,7 +197,7 @@ __device__ __forceinline__ void dual_backward_states(const OmegaWork& w, const O
       const float grad = g.weights[at];
       by_m += grad * before.at[i * before.row + j * before.column];
       g.weights[at] = w.m[last] * grad;
-      if (!o.momentum) return;
+      if (!has_momentum(o, l)) return;
       const float s = rate.at[i * rate.row + j * rate.column], grad_s = g.momentum[at];
       by_s -= grad * s;
       by_p += grad_s * s;
@@ -210,7 +218,7 @@ __device__ __forceinline__ void dual_backward_states(const OmegaWork& w, const O
     const float* const grad_y = grad_read(g, o, l);
     layer_write<kArithmetic>(g.weights + at, w, o, l, w.q, w.query_h, w.chunk.tokens, grad_y,
                              {1, 1, w.m});
-    if (o.momentum)
+    if (has_momentum(o, l))
       layer_write<kArithmetic>(g.momentum + at, w, o, l, w.q, w.query_h, w.chunk.tokens, grad_y,
                                {-1, 1, w.s});
   }

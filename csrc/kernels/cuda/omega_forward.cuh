@@ -10,28 +10,6 @@
 
 namespace atlas::kernels::cuda {
 
-// Columns [from, from + width) of `whole` of the final tail: the last W-1 tokens, from this call or
-// from the tail it began with; zeros before the sequence's start.
-__device__ __forceinline__ void store_tail(const OmegaResult& result, const OmegaTensor& tokens,
-                                           const OmegaTensor& tail, const OmegaOptions& o,
-                                           const OmegaItem& item, int from, int width, int whole) {
-  if (result.data == nullptr) return;
-  const int slots = o.window - 1;
-  const int64_t at = token_offset(tokens, item) + from * tokens.stride[3],
-                tail_at =
-                    item.n * tail.stride[0] + item.head * tail.stride[2] + from * tail.stride[3];
-  each(slots, width, [&](int slot, int j) {
-    const int64_t token = item.length - slots + slot;
-    float value = 0;
-    if (token >= 0)
-      value = load_value(tokens, at + token * tokens.stride[1] + j * tokens.stride[3]);
-    else if (tail.present && item.position + token >= 0)
-      value = load_value(tail, tail_at + (slots + token) * tail.stride[1] + j * tail.stride[3]);
-    store_value(result.data, result.dtype,
-                ((item.n * slots + slot) * o.heads + item.head) * whole + from + j, value);
-  });
-}
-
 // w.y, with the residual, to o.
 __device__ __forceinline__ void store_output(const OmegaWork& w, const OmegaForward& args) {
   const OmegaItem& item = w.item;

@@ -127,33 +127,47 @@ __device__ __forceinline__ void inner_signals(const OmegaWork& w, const OmegaOpt
   });
 }
 
-// (3) to (6): e (which holds -v) and the deeper d. z may be d. A barrier comes before and after.
-template <Arithmetic kArithmetic>
-__device__ __forceinline__ void memory_signals(const OmegaWork& w, const OmegaOptions& o) {
+// e (which holds -v) with what the residual adds to M.
+__device__ __forceinline__ void add_residual(const OmegaWork& w, const OmegaOptions& o) {
   const OmegaSizes& sz = o.sizes;
-  const Memory& reference = w.reference;
-  const int last = last_matrix(o), rows = w.chunk.rows();
-  float* const e = w.d[last];
+  float* const e = w.d[last_matrix(o)];
+  if (!o.l2 || !o.residual) return;
+  each(w.chunk.rows(), o.value,
+       [&](int i, int j) { e[i * sz.vp + j] += w.k[i * sz.kp + w.item.value_at + j]; });
   __syncthreads();
-  if (o.l2 && o.residual) {
-    each(rows, o.value,
-         [&](int i, int j) { e[i * sz.vp + j] += w.k[i * sz.kp + w.item.value_at + j]; });
-    __syncthreads();
-  }
-  if (!is_deep(o)) {
-    if (o.l2) layer_read<kArithmetic>(e, w, o, 0, w.k, w.h, rows, reference.matrix[0], {1, 1});
-    return;
-  }
-  for (int l = 0; l < sz.first_layer; ++l)
-    layer_read<kArithmetic>(w.z[l], w, o, l, w.k, w.h, rows, reference.matrix[l], {});
+}
+
+// (4) to (6) of a deep memory: e and the deeper d from w.z, which may be d. A barrier comes before
+// and after.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void deep_signals(const OmegaWork& w, const OmegaOptions& o) {
+  const OmegaSizes& sz = o.sizes;
+  const int last = last_matrix(o), rows = w.chunk.rows();
+  const View& top = w.reference.matrix[last];
+  float* const e = w.d[last];
   hidden_layer(w.h, w.z[0], w.z[1], sz.fp, rows, o);
   __syncthreads();
-  const View& top = reference.matrix[last];
   if (o.l2) product<kArithmetic>(e, sz.vp, rows, o.value, o.hidden, plain(w.h, sz.fp), top, {1, 1});
   product<kArithmetic>(w.b, sz.fp, rows, o.hidden, o.value, plain(e, sz.vp),
                        {top.at, top.column, top.row});
   inner_signals(w, o, rows, w.z[0], w.z[1]);
   __syncthreads();
+}
+
+// (3) to (6): e (which holds -v) and the deeper d. z may be d. A barrier comes before and after.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void memory_signals(const OmegaWork& w, const OmegaOptions& o) {
+  const int rows = w.chunk.rows();
+  __syncthreads();
+  add_residual(w, o);
+  if (!is_deep(o)) {
+    if (o.l2)
+      layer_read<kArithmetic>(w.d[0], w, o, 0, w.k, w.h, rows, w.reference.matrix[0], {1, 1});
+    return;
+  }
+  for (int l = 0; l < o.sizes.first_layer; ++l)
+    layer_read<kArithmetic>(w.z[l], w, o, l, w.k, w.h, rows, w.reference.matrix[l], {});
+  deep_signals<kArithmetic>(w, o);
 }
 
 }  // namespace atlas::kernels::cuda

@@ -31,6 +31,7 @@ struct OmegaMatrix {
 struct OmegaSizes {
   OmegaMatrix matrix[kOmegaMatrices];
   int first_layer;     // matrices that see phi
+  int momentum_from;   // the first matrix with a momentum, where there is one
   int rows;            // most window rows of a chunk, chunk + window - 1
   int kp, vp, fp, rp;  // leading dimensions of rows of keys, values, hidden layers, window rows
   int state;           // floats of a state
@@ -121,6 +122,7 @@ struct OmegaUpdate {
   OmegaSpace space;
   int64_t* position;  // [N], written, too
   int64_t position_stride;
+  int64_t capacity;   // positions that the state has room for
   const void* slots;  // [M] or null: in order
   bool wide_slots;    // int64, else int32
   OmegaResult o;      // [M, H, V]
@@ -152,5 +154,7 @@ cudaError_t omega_rule(const OmegaForward& args, const OmegaPlan& plan, cudaStre
 cudaError_t omega_rule_backward(const OmegaBackward& args, const OmegaPlan& plan,
                                 cudaStream_t stream);
 cudaError_t omega_rule_update(const OmegaUpdate& args, const OmegaPlan& plan, cudaStream_t stream);
+// Counts the token in the positions of its rows.
+cudaError_t advance_positions(const OmegaUpdate& args, cudaStream_t stream);
 
 }  // namespace atlas::kernels::cuda

@@ -13,19 +13,21 @@ __device__ __forceinline__ void each_weight(const OmegaOptions& o, const Use& us
   }
 }
 
-// state = each [n, head, out, in] transposed; absent: zero. Barrier by the caller.
+// Matrix l of a state = factor [n, head, out, in] transposed; absent: zero. Barrier by the caller.
+__device__ __forceinline__ void load_matrix(float* state, const OmegaTensor& t,
+                                            const OmegaOptions& o, const OmegaItem& item, int l,
+                                            float factor = 1) {
+  const OmegaMatrix& m = o.sizes.matrix[l];
+  const int64_t from = item.n * t.stride[0] + item.head * t.stride[1] + item.value_at * t.stride[2];
+  each(m.out, m.in, [&](int j, int i) {
+    state[m.at + i * m.ld + j] =
+        t.present ? factor * load_value(t, from + j * t.stride[2] + i * t.stride[3]) : 0.0f;
+  });
+}
+
 __device__ __forceinline__ void load_state(float* state, const OmegaTensor* tensors,
                                            const OmegaOptions& o, const OmegaItem& item) {
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    const OmegaTensor& t = tensors[l];
-    const int64_t from =
-        item.n * t.stride[0] + item.head * t.stride[1] + item.value_at * t.stride[2];
-    each(m.out, m.in, [&](int j, int i) {
-      state[m.at + i * m.ld + j] =
-          t.present ? load_value(t, from + j * t.stride[2] + i * t.stride[3]) : 0.0f;
-    });
-  }
+  for (int l = 0; l < o.matrices; ++l) load_matrix(state, tensors[l], o, item, l);
 }
 
 // state += each [n, head, out, in] transposed.
@@ -42,46 +44,57 @@ __device__ __forceinline__ void add_tensors(float* state, const OmegaTensor* ten
   }
 }
 
-__device__ __forceinline__ void store_grads(const OmegaResult* results, const float* state,
-                                            const OmegaOptions& o, const OmegaItem& item) {
-  if (results[0].data == nullptr) return;
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    const int64_t to = (item.n * o.heads + item.head) * m.in * m.out;
-    each(m.out, m.in, [&](int j, int i) {
-      store_value(results[l].data, results[l].dtype, to + j * m.in + i, state[m.at + i * m.ld + j]);
-    });
-  }
+// result [N, H, out, in], contiguous, = matrix l of a state, transposed; null: not wanted.
+__device__ __forceinline__ void store_grad(const OmegaResult& result, const float* state,
+                                           const OmegaOptions& o, const OmegaItem& item, int l) {
+  if (result.data == nullptr) return;
+  const OmegaMatrix& m = o.sizes.matrix[l];
+  const int64_t to = (item.n * o.heads + item.head) * m.in * m.out;
+  each(m.out, m.in, [&](int j, int i) {
+    store_value(result.data, result.dtype, to + j * m.in + i, state[m.at + i * m.ld + j]);
+  });
 }
 
-// Each [N, H, out, in], contiguous, = a memory transposed; null: not wanted.
+__device__ __forceinline__ void store_grads(const OmegaResult* results, const float* state,
+                                            const OmegaOptions& o, const OmegaItem& item) {
+  for (int l = 0; l < o.matrices; ++l) store_grad(results[l], state, o, item, l);
+}
+
+// [N, H, out, in], contiguous, = matrix l of a memory, transposed.
+__device__ __forceinline__ void store_matrix(float* tensor, const Memory& memory,
+                                             const OmegaOptions& o, const OmegaItem& item, int l) {
+  const OmegaMatrix& m = o.sizes.matrix[l];
+  const View& from = memory.matrix[l];
+  float* const to =
+      tensor + ((item.n * o.heads + item.head) * all_outputs(o, l) + item.value_at) * m.in;
+  each(m.out, m.in,
+       [&](int j, int i) { to[j * m.in + i] = from.at[i * from.row + j * from.column]; });
+}
+
+// All of them; null: not wanted.
 __device__ __forceinline__ void store_memory(float* const* tensors, const Memory& memory,
                                              const OmegaOptions& o, const OmegaItem& item) {
   if (tensors[0] == nullptr) return;
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    const View& from = memory.matrix[l];
-    float* const to =
-        tensors[l] + ((item.n * o.heads + item.head) * all_outputs(o, l) + item.value_at) * m.in;
-    each(m.out, m.in,
-         [&](int j, int i) { to[j * m.in + i] = from.at[i * from.row + j * from.column]; });
-  }
+  for (int l = 0; l < o.matrices; ++l) store_matrix(tensors[l], memory, o, item, l);
 }
 
-// Checkpoints are stored as the state is held, without its padding: each [in, out].
+// Checkpoints are stored as the state is held, without its padding: [in, out] of matrix l.
+__device__ __forceinline__ void save_matrix(float* checkpoint, const float* state,
+                                            const OmegaOptions& o, const OmegaItem& item,
+                                            int64_t index, int l) {
+  const OmegaMatrix& m = o.sizes.matrix[l];
+  const int width = all_outputs(o, l);
+  float* const to = checkpoint + (index * o.heads + item.head) * m.in * width + item.value_at;
+  each(m.in, m.out, [&](int i, int j) {
+    to[static_cast<int64_t>(i) * width + j] = state == nullptr ? 0.0f : state[m.at + i * m.ld + j];
+  });
+}
+
 __device__ __forceinline__ void save_checkpoint(float* const* checkpoints, const float* state,
                                                 const OmegaOptions& o, const OmegaItem& item,
                                                 int64_t index) {
   if (checkpoints[0] == nullptr) return;
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    const int width = all_outputs(o, l);
-    float* const to = checkpoints[l] + (index * o.heads + item.head) * m.in * width + item.value_at;
-    each(m.in, m.out, [&](int i, int j) {
-      to[static_cast<int64_t>(i) * width + j] =
-          state == nullptr ? 0.0f : state[m.at + i * m.ld + j];
-    });
-  }
+  for (int l = 0; l < o.matrices; ++l) save_matrix(checkpoints[l], state, o, item, index, l);
 }
 
 // A checkpoint where it lies; a thread for each matrix. Barrier by the caller.
@@ -91,6 +104,28 @@ __device__ __forceinline__ void set_checkpoint(Memory& memory, const float* cons
   if (l >= o.matrices) return;
   const OmegaMatrix& m = o.sizes.matrix[l];
   memory.matrix[l] = plain(checkpoints[l] + (index * o.heads + head) * m.in * m.out, m.out);
+}
+
+// Columns [from, from + width) of `whole` of the final tail: the last W-1 tokens, from this call or
+// from the tail it began with; zeros before the sequence's start.
+__device__ __forceinline__ void store_tail(const OmegaResult& result, const OmegaTensor& tokens,
+                                           const OmegaTensor& tail, const OmegaOptions& o,
+                                           const OmegaItem& item, int from, int width, int whole) {
+  if (result.data == nullptr) return;
+  const int slots = o.window - 1;
+  const int64_t at = token_offset(tokens, item) + from * tokens.stride[3],
+                tail_at =
+                    item.n * tail.stride[0] + item.head * tail.stride[2] + from * tail.stride[3];
+  each(slots, width, [&](int slot, int j) {
+    const int64_t token = item.length - slots + slot;
+    float value = 0;
+    if (token >= 0)
+      value = load_value(tokens, at + token * tokens.stride[1] + j * tokens.stride[3]);
+    else if (tail.present && item.position + token >= 0)
+      value = load_value(tail, tail_at + (slots + token) * tail.stride[1] + j * tail.stride[3]);
+    store_value(result.data, result.dtype,
+                ((item.n * slots + slot) * o.heads + item.head) * whole + from + j, value);
+  });
 }
 
 }  // namespace atlas::kernels::cuda

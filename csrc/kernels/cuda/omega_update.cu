@@ -18,7 +18,10 @@ cudaError_t omega_rule_update(const OmegaUpdate& args, const OmegaPlan& plan, cu
           ? launch_planned<omega_update_kernel<Arithmetic::split_tf32, true>,
                            omega_update_kernel<Arithmetic::simple, true>>(args, plan, stream)
           : launch_planned<kPlain, kPlain>(args, plan, stream);
-  if (status != cudaSuccess) return status;
+  return status != cudaSuccess ? status : advance_positions(args, stream);
+}
+
+cudaError_t advance_positions(const OmegaUpdate& args, cudaStream_t stream) {
   const dim3 rows(static_cast<unsigned>((args.rows + kOmegaThreads - 1) / kOmegaThreads));
   return launch<omega_advance_kernel>(rows, dim3(kOmegaThreads), 0, stream, args);
 }

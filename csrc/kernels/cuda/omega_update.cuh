@@ -41,16 +41,16 @@ __device__ __forceinline__ int64_t slot_of(const OmegaUpdate& args, int64_t row)
                          : static_cast<const int32_t*>(args.slots)[row];
 }
 
-// Where the row's position stands; null if its slot is none or the position negative.
+// Where the row's position stands; null if its slot is none or the state has no such position.
 __device__ __forceinline__ int64_t* position_of(const OmegaUpdate& args, int64_t slot) {
   if (slot < 0 || slot >= args.in.sequences) return nullptr;
   int64_t* const at = args.position + slot * args.position_stride;
-  return *at < 0 ? nullptr : at;
+  return *at < 0 || *at >= args.capacity ? nullptr : at;
 }
 
 // One thread fills in what the block works on; barrier by the caller.
-__device__ ATLAS_SHARED_CODE void begin_step(OmegaWork& w, OmegaStep& step, const OmegaUpdate& args,
-                                             int64_t index) {
+__device__ ATLAS_SHARED_CODE inline void begin_step(OmegaWork& w, OmegaStep& step,
+                                                    const OmegaUpdate& args, int64_t index) {
   const OmegaOptions& o = args.options;
   OmegaItem& item = w.item;
   item = OmegaItem();
@@ -69,8 +69,16 @@ __device__ ATLAS_SHARED_CODE void begin_step(OmegaWork& w, OmegaStep& step, cons
   for (int l = 0; l < o.matrices; ++l) {
     step.weights[l] = state_matrix(args.in.weights[l], item);
     step.reference[l] = state_matrix(args.in.chunk_weights[l], item);
-    if (o.momentum) step.momentum[l] = state_matrix(args.in.momentum[l], item);
+    step.momentum[l] =
+        args.in.momentum[l].present ? state_matrix(args.in.momentum[l], item) : nullptr;
   }
+}
+
+// The output of a row whose slot or position is none.
+__device__ __forceinline__ void write_nan(const OmegaUpdate& args, int64_t index) {
+  const int64_t at = index * args.options.value;
+  const float nan = bits_to_float(0x7fc00000u);
+  each(args.options.value, [&](int j) { store_value(args.o.data, args.o.dtype, at + j, nan); });
 }
 
 // The tail's last slots = the window's rows [rows, ld] times `sign`, the newest last. Slots before
@@ -170,9 +178,12 @@ __device__ __forceinline__ void pull_back(const OmegaWork& w, const OmegaStep& s
   });
 }
 
-// (3) to (6) with e (which holds -v) and the deeper d times their gates. Barriers on both sides.
+// (3) to (6) with e (which holds -v) and the deeper d times their gates. Where M_ref counts,
+// answers() is to add that of a linear memory times the gates to e, or to make z of the first layer
+// of a deep one, in d. Barriers on both sides.
+template <class Answers>
 __device__ __forceinline__ void window_signals(const OmegaWork& w, const OmegaStep& step,
-                                               const OmegaUpdate& args) {
+                                               const OmegaUpdate& args, const Answers& answers) {
   const OmegaOptions& o = args.options;
   const OmegaSizes& sz = o.sizes;
   const int last = last_matrix(o), rows = w.chunk.rows();
@@ -182,15 +193,14 @@ __device__ __forceinline__ void window_signals(const OmegaWork& w, const OmegaSt
     const float shift = o.l2 && o.residual ? w.k[i * sz.kp + j] : 0.0f;
     e[i * sz.vp + j] = w.a[i] * (e[i * sz.vp + j] + shift);
   });
-  if (is_deep(o)) {
-    for (int l = 0; l < sz.first_layer; ++l) window_read(w.d[l], w, step, args, l, nullptr, false);
-    __syncthreads();
-    hidden_layer(w.h, w.d[0], w.d[1], sz.fp, rows, o);
-  }
+  __syncthreads();
+  if (o.l2 || is_deep(o)) answers();
+  __syncthreads();
+  if (!is_deep(o)) return;
+  hidden_layer(w.h, w.d[0], w.d[1], sz.fp, rows, o);
   __syncthreads();
   if (o.l2) window_read(e, w, step, args, last, w.a, true);
   __syncthreads();
-  if (!is_deep(o)) return;
   pull_back(w, step, args);
   __syncthreads();
   inner_signals(w, o, rows, w.d[0], w.d[1]);
@@ -218,7 +228,7 @@ __device__ __forceinline__ void move_rows(float* y, const OmegaWork& w, const Om
   const OmegaOptions& o = args.options;
   const OmegaMatrix& m = o.sizes.matrix[l];
   const int rows = w.chunk.rows(), left = m.out - j, ns_ld = leading(m.in);
-  const bool momentum = kMove != OmegaMove::apply && o.momentum,
+  const bool momentum = kMove != OmegaMove::apply && step.momentum[l] != nullptr,
              gradient = kMove == OmegaMove::decay ? momentum : kMove != OmegaMove::apply;
   const int64_t weights_stride = args.in.weights[l].stride[2],
                 momentum_stride = args.in.momentum[l].stride[2],
@@ -321,7 +331,11 @@ __device__ __forceinline__ void update_item(const OmegaWork& w, const OmegaStep&
   shift_tail(args.in.k_tail, item, o.window - 1, w.k, sz.kp, rows, o.key, 1);
   shift_tail(args.in.v_tail, item, o.window - 1, w.d[last], sz.vp, rows, o.value, -1);
   if (o.degree > 0 && lifts_once(o)) lift_tile(w, o, w.k, rows + 1, 0, o.features);
-  if (step.writes || o.momentum) window_signals(w, step, args);
+  if (step.writes || o.momentum)
+    window_signals(w, step, args, [&] {
+      for (int l = 0; l < sz.first_layer; ++l)
+        window_read(w.d[l], w, step, args, l, is_deep(o) ? nullptr : w.a, !is_deep(o));
+    });
   for (int l = 0; l < sz.first_layer; ++l)
     update_matrix<kArithmetic, kMuon>(is_deep(o) ? w.queries[l] : w.y, w, step, args, l);
   if (is_deep(o)) {
@@ -364,8 +378,7 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, kMuon ? 1 : 0)
       update_item<kArithmetic, kMuon>(w, steps[0], args);
       continue;
     }
-    const float nan = bits_to_float(0x7fc00000u);
-    each(o.value, [&](int j) { store_value(args.o.data, args.o.dtype, index * o.value + j, nan); });
+    write_nan(args, index);
   }
 }
 

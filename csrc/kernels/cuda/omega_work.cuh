@@ -31,6 +31,11 @@ __host__ __device__ __forceinline__ bool sees_phi(const OmegaOptions& o, int l) 
   return l < o.sizes.first_layer;
 }
 
+// Whether matrix l has a momentum.
+__host__ __device__ __forceinline__ bool has_momentum(const OmegaOptions& o, int l) {
+  return o.momentum && l >= o.sizes.momentum_from;
+}
+
 // Whether steps of Newton-Schulz come in stretches on the smaller side's squares.
 __host__ __device__ __forceinline__ bool is_elongated(int m, int n) {
   return m < n ? n >= 2 * m : m >= 2 * n;
@@ -50,6 +55,13 @@ struct OmegaArena {
     float* const memory = last_shared ? shared : device;
     float* const taken = memory == nullptr ? nullptr : memory + used;
     used += floats;
+    return taken;
+  }
+
+  // From the scratch, whatever is free.
+  __host__ __device__ __forceinline__ float* take_device(int64_t floats) {
+    float* const taken = device == nullptr ? nullptr : device + device_used;
+    device_used += (floats + 3) / 4 * 4;
     return taken;
   }
 };
@@ -134,6 +146,17 @@ __host__ __device__ __forceinline__ void take_common(OmegaWork& w, OmegaArena& a
   }
 }
 
+// Of a deep memory's rows and queries.
+__host__ __device__ __forceinline__ void take_hidden(OmegaWork& w, OmegaArena& arena,
+                                                     const OmegaOptions& o) {
+  const OmegaSizes& sz = o.sizes;
+  const int64_t rows = sz.rows, chunk = o.chunk;
+  w.h = arena.take(rows * sz.fp);
+  w.b = arena.take(rows * sz.fp);
+  for (int l = 0; l < sz.first_layer; ++l) w.queries[l] = arena.take(chunk * sz.fp);
+  w.query_h = arena.take(chunk * sz.fp);
+}
+
 __host__ __device__ __forceinline__ void take_rows(OmegaWork& w, OmegaArena& arena,
                                                    const OmegaOptions& o) {
   const OmegaSizes& sz = o.sizes;
@@ -141,11 +164,7 @@ __host__ __device__ __forceinline__ void take_rows(OmegaWork& w, OmegaArena& are
   w.q = arena.take(chunk * sz.kp);
   w.k = arena.take(rows * sz.kp);
   for (int l = 0; l < o.matrices; ++l) w.d[l] = arena.take(rows * sz.matrix[l].ld);
-  if (!is_deep(o)) return;
-  w.h = arena.take(rows * sz.fp);
-  w.b = arena.take(rows * sz.fp);
-  for (int l = 0; l < sz.first_layer; ++l) w.queries[l] = arena.take(chunk * sz.fp);
-  w.query_h = arena.take(chunk * sz.fp);
+  if (is_deep(o)) take_hidden(w, arena, o);
 }
 
 __host__ __device__ __forceinline__ void take_newton_schulz(OmegaWork& w, OmegaArena& arena,

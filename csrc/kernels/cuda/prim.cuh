@@ -106,6 +106,7 @@ __device__ __forceinline__ float reciprocal(float x) {
 }
 
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
+__device__ __forceinline__ float logarithm(float x) { return logf(x); }
 __device__ __forceinline__ float error_function(float x) { return erff(x); }
 
 // ---- asynchronous copies from global to shared memory (sm_80 and up)

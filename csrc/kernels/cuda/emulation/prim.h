@@ -79,6 +79,7 @@ inline float square_root(float x) { return sqrtf(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 
 inline float exponential(float x) { return expf(x); }
+inline float logarithm(float x) { return logf(x); }
 inline float error_function(float x) { return erff(x); }
 
 // ---- asynchronous copies from global to shared memory

@@ -1,0 +1,88 @@
+#include <torch/csrc/stable/library.h>
+
+#include "ops/exp_omega_rule_cuda.h"
+
+namespace atlas::ops {
+namespace {
+
+namespace cuda_kernels = kernels::cuda;
+
+// Gradients of the final state's lists, each empty or whole, as the kernels take them.
+void view_final_grads(const CudaContext& cuda, const char* op, cuda_kernels::ExpOmegaBackward& args,
+                      const ExpOmegaShape& shape, const Tensors& coefficients,
+                      const Tensors& momentum, const Tensors& weights,
+                      const Tensors& chunk_weights) {
+  const size_t sets = static_cast<size_t>(shape.sets), matrices = shape.matrices();
+  const auto view = [&](const Tensor& tensor, const char* name) {
+    return omega_tensor(cuda, op, tensor, name);
+  };
+  for (size_t set = 0; set < sets; ++set) {
+    if (!coefficients.empty())
+      args.grad_final_coefficients[set] = view(coefficients[set], "grad_coefficients");
+    if (!momentum.empty()) args.grad_final_momentum[set] = view(momentum[set], "grad_momentum");
+    if (!chunk_weights.empty())
+      args.grad_final_reference[set] = view(chunk_weights[set], "grad_chunk_weights");
+  }
+  omega_tensors(cuda, op, args.grad_final_weights, weights, "grad_weights");
+  for (size_t l = 0; l < matrices && !chunk_weights.empty(); ++l)
+    args.grad_final_chunk_weights[l] = view(chunk_weights[sets + l], "grad_chunk_weights");
+  if (matrices > 0 && !momentum.empty())
+    args.grad_final_weights_momentum = view(momentum.back(), "grad_momentum");
+}
+
+ExpOmegaGradients exp_omega_rule_backward_cuda(
+    const MaybeTensor& grad_o,     // [B, T, H, V]
+    const MaybeTensor& grad_keys,  // [N, capacity, H, K]
+    const Tensors& grad_coefficients, const Tensors& grad_momentum, const Tensors& grad_weights,
+    const Tensors& grad_chunk_weights, const MaybeTensor& grad_k_tail,
+    const MaybeTensor& grad_v_tail,  // [N, W-1, H, K], [N, W-1, H, V]
+    const Tensors& saved, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gamma,
+    const Tensor& eta, const MaybeTensor& log_alpha, const MaybeTensor& log_theta,
+    const Tensors& weights, const MaybeTensor& keys, const Tensors& coefficients,
+    const Tensors& momentum, const Tensors& chunk_weights, const MaybeTensor& k_tail,
+    const MaybeTensor& v_tail, const MaybeTensor& position, const MaybeTensor& cu_seqlens,
+    const std::string& objective, const std::string& activation, bool residual,
+    const std::string& normalize, double scale, int64_t chunk_size,
+    std::optional<int64_t> extra_rows, int64_t grad_mask, bool allow_tf32) {
+  const char* op = "exp_omega_rule_backward";
+  const ExpOmegaTokens tokens{q, k, v, gamma, eta, log_alpha, log_theta};
+  const ExpOmegaStateArguments state{weights,       keys,   coefficients, momentum,
+                                     chunk_weights, k_tail, v_tail,       position};
+  const ExpOmegaRuleOptions given{objective, activation, residual, normalize, scale, chunk_size};
+  const ExpOmegaCudaCall call(op, tokens, state, cu_seqlens, given);
+  const ExpOmegaShape& shape = call.shape;
+  const CudaContext& cuda = call.cuda;
+  check_saved(op, saved, shape, given, q, log_theta.has_value());
+  check_final_grads(op, shape, grad_coefficients, grad_momentum, grad_weights, grad_chunk_weights);
+  cuda_kernels::ExpOmegaBackward args{};
+  args.options = call.options;
+  args.in = call.in;
+  args.saved = call.saved(saved, false);
+  args.capacity = shape.capacity;
+  args.final_capacity = extra_rows ? shape.omega.tokens + *extra_rows : 0;
+  args.grad_o = omega_tensor(cuda, op, grad_o, "grad_o");
+  if (extra_rows) {  // without a final state there are outputs of no elements in its place
+    args.grad_final_keys = omega_tensor(cuda, op, grad_keys, "grad_keys");
+    args.grad_final_k_tail = omega_tensor(cuda, op, grad_k_tail, "grad_k_tail");
+    args.grad_final_v_tail = omega_tensor(cuda, op, grad_v_tail, "grad_v_tail");
+  }
+  view_final_grads(cuda, op, args, shape, grad_coefficients, grad_momentum, grad_weights,
+                   grad_chunk_weights);
+  ExpOmegaGradients result =
+      new_exp_gradients(args, tokens, state, shape, grad_mask, NewKernelResult{cuda, op});
+  if (call.items() == 0) return result;
+  const cuda_kernels::OmegaPlan plan = cuda_kernels::exp_omega_rule_plan(
+      cuda_kernels::OmegaPass::backward, args.options, call.dtype, allow_tf32, call.items());
+  const Tensor memory = omega_scratch(q, plan);
+  args.space.device = static_cast<float*>(cuda.scratch(memory, "scratch"));
+  check_launch(cuda_kernels::exp_omega_rule_backward(args, plan, cuda.stream()), op);
+  return result;
+}
+
+}  // namespace
+
+ATLAS_CUDA_LIBRARY_IMPL(library) {
+  library.impl("exp_omega_rule_backward", TORCH_BOX(&exp_omega_rule_backward_cuda));
+}
+
+}  // namespace atlas::ops

@@ -1,0 +1,115 @@
+"""The exponential Omega rule's CUDA kernels, emulated, beyond the registry: sizes, bad values."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from test_cuda_omega import assert_right
+
+import atlas_ext
+from atlas_ext import testing
+from atlas_ext._exp_omega_cases import _case
+
+F32 = torch.float32
+
+
+@pytest.fixture
+def device() -> Iterator[Any]:
+    with testing.emulated() as module:
+        yield module
+
+
+@pytest.fixture
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    """torch's setting for float32 products."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+LARGE = {
+    "linear": {"K": 40, "V": 36, "normalize": "softmax", "theta": True},
+    "one_chunk": {"K": 8, "V": 8, "W": 40, "chunk_size": 128, "positions": (70, 1)},
+    "mlp": {"K": 24, "V": 28, "F": 96, "memory": "mlp", "theta": True},
+    "gated": {"K": 16, "V": 16, "F": 64, "memory": "gated_mlp", "normalize": "rms"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"], indirect=True)
+@pytest.mark.parametrize("name", LARGE)
+def test_buffers_in_device_memory(name: str, precision: str) -> None:
+    """What does not fit in a block's shared memory, and blocks that take items in turn."""
+    options = {"W": 12, "chunk_size": 32, "objective": "l2", "step": 0.02, **LARGE[name]}
+    case = _case(name, "", (2, 75), **options)
+    capability = 75 if precision == "highest" else 86
+    with testing.emulated(capability=capability) as module:
+        module.set_device(capability, multiprocessors=3)
+        module.reset_counters()
+        with torch.no_grad():
+            case.run(case.inputs(F32))
+        counters = module.counters()
+        assert counters["blocks"] == 3
+        assert (counters["mma"] > 0) == (precision == "high")
+        tolerance = 2e-3 if precision == "high" else case.tolerance(F32)
+        assert_right(case, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("capability", [75, 86, 90])
+@pytest.mark.parametrize("name", ["ragged", "packed_states", "gated"])
+def test_other_devices(name: str, capability: int) -> None:
+    case = next(c for c in testing.cases("exp_omega_rule") if c.name == name)
+    with testing.emulated(capability=capability):
+        for dtype in (F32, torch.bfloat16):
+            assert_right(case, dtype)
+
+
+@pytest.mark.parametrize("memory", ["linear", "mlp"])
+def test_causality_is_bitwise(memory: str, device: Any) -> None:
+    options = {"memory": memory, "objective": "l2", "normalize": "softmax", "step": 0.3}
+    case = _case("causal", "", (1, 23), W=4, theta=True, chunk_size=8, **options)
+    inputs = case.inputs(F32)
+    with torch.no_grad():
+        before = case.run(inputs)["o"]
+        for t in (3, 8, 15, 22):
+            later = dict(inputs)
+            for name in ("q", "k", "v", "gamma", "eta", "log_alpha", "log_theta"):
+                later[name] = inputs[name].clone()
+                later[name][:, t] *= 0.5
+            assert torch.equal(case.run(later)["o"][:, :t], before[:, :t])
+
+
+@pytest.mark.parametrize("bounds", [(0, 30, 11), (-4, 3, 11), (0, 7, 5), (3, 3, 3)])
+def test_wrong_cu_seqlens_touch_nothing_foreign(bounds: tuple[int, ...], device: Any) -> None:
+    """Their values cannot be read without waiting for the device; the kernel clamps them."""
+    case = _case("packed", "", (1, 11), lengths=(5, 6), theta=True, chunk_size=4)
+    inputs = case.inputs(F32)
+    inputs["cu_seqlens"] = torch.tensor(bounds, dtype=torch.int32)
+    inputs = testing.require_grad(inputs, ["q", "v"])
+    tokens = [inputs[name] for name in ("q", "k", "v", "gamma", "eta", "log_alpha", "log_theta")]
+    o, _ = atlas_ext.exp_omega_rule(*tokens, chunk_size=4, cu_seqlens=inputs["cu_seqlens"])
+    assert o.shape == (1, 11, 2, 3)
+    torch.autograd.grad(o.nan_to_num().sum(), [inputs["q"], inputs["v"]])
+
+
+def test_positions_are_clamped_to_the_state(device: Any) -> None:
+    """Negative: 0; beyond the capacity: the capacity."""
+    case = _case("state", "", (2, 6), positions=(0, 5), chunk_size=4)
+    inputs = case.inputs(F32)
+    wrong = copy.copy(inputs["initial_state"])
+    wrong.position = wrong.position + torch.tensor([-3, 4])
+    with torch.no_grad():
+        wanted = case.run(inputs)
+        found = case.run({**inputs, "initial_state": wrong})
+    assert torch.equal(found["o"], wanted["o"])
+    assert torch.equal(found["final_state.position"], wanted["final_state.position"])
+
+
+def test_float64_is_refused(device: Any) -> None:
+    case = testing.cases("exp_omega_rule")[0]
+    with pytest.raises(RuntimeError, match=r"exp_omega_rule: q: wanted float32, .* got float64"):
+        case.run(case.inputs(torch.float64))
