@@ -70,8 +70,10 @@ __host__ __device__ __forceinline__ bool take_exp_forward(ExpOmegaWork& w, Omega
   w.z[0] = w.d[0];
   w.z[1] = w.d[1];
   w.a = arena.take(sz.rp);
-  w.scores = arena.take(chunk * sz.rp);
-  w.cf = arena.take(chunk * sz.rp);
+  const int64_t pairs = chunk * sz.rp;
+  w.cf = arena.take(pairs);
+  // The walk is over when scores come.
+  w.scores = pairs <= (rows + chunk) * kKernelLd ? w.kernel : arena.take(pairs);
   if (is_deep(o)) {
     const OmegaMatrix& last = sz.matrix[last_matrix(o)];
     w.weights = arena.take(sz.state);
