@@ -90,8 +90,13 @@ def _panels(count: int, pieces: list[str], title: str) -> tuple[Figure, list[Axe
     axes[-1].set_xlabel("position in the text (tokens)")
     if len(pieces) <= LEGIBLE:
         axes[-1].set_xlabel("the text, token by token")
-        marks = [piece.replace("\n", "↵").replace(" ", "·") for piece in pieces]
+        marks = ["".join(map(_visible, piece)) for piece in pieces]
         turned = 90 if max(map(len, marks)) > 1 else 0
         # a dollar sign is one, not the start of a formula
         axes[-1].set_xticks(range(len(marks)), marks, fontsize=7, rotation=turned, parse_math=False)
     return figure, axes
+
+
+def _visible(character: str) -> str:
+    mark = {"\n": "↵", "\t": "→", " ": "·"}.get(character, character)
+    return mark if mark.isprintable() else "□"
