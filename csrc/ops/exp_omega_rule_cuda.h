@@ -11,9 +11,13 @@ inline kernels::cuda::ExpOmegaOptions exp_omega_options(const CudaContext& cuda,
                                                         const ExpOmegaShape& shape,
                                                         const ExpOmegaRuleOptions& given,
                                                         bool momentum, int64_t most_rows) {
-  constexpr int64_t kMost = int64_t{1} << 31;  // kernels number rows in 32 bits
+  constexpr int64_t kMost = int64_t{1} << 31;  // kernels number rows, and a chunk's, in 32 bits
   ATLAS_CHECK(most_rows < kMost, op, "q", "fewer than 2^31 tokens, the state's included, on CUDA",
               std::to_string(most_rows));
+  const int64_t window = std::min(given.chunk_size, shape.omega.tokens) + shape.omega.window,
+                row = (momentum ? 2 : 1) * shape.sets * shape.row;
+  ATLAS_CHECK(window * row < kMost, op, "q", "a chunk's rows of fewer than 2^31 numbers on CUDA",
+              std::to_string(window) + " rows of " + std::to_string(row));
   Tensors none;
   kernels::cuda::ExpOmegaOptions options{};
   options.omega = omega_options(cuda, op, shape.omega, omega_options_of(given), momentum,

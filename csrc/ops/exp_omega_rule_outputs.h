@@ -95,14 +95,13 @@ ExpOmegaGradients new_exp_gradients(Args& args, const ExpOmegaTokens& given,
   auto& [grads, weights, coefficients, momentum, chunk_weights] = result;
   for (int i = 0; i < 10; ++i)  // one each: outputs must not alias
     grads.push_back(torch::stable::new_empty(given.q, {0}));
-  const auto want = [&](auto& target, const char* name, const Tensor& like) {
-    return make(target, name, like, {like.sizes().begin(), like.sizes().end()}, like.scalar_type());
+  const auto want = [&](auto& target, const char* name, const Tensor& like, bool zero = false) {
+    return make(target, name, like, {like.sizes().begin(), like.sizes().end()}, like.scalar_type(),
+                zero);
   };
   // Of a state's rows: zero where a sequence has not been.
   const auto want_rows = [&](auto& target, const char* name, const Tensor& like) {
-    Tensor grad = want(target, name, like);
-    torch::stable::zero_(grad);
-    return grad;
+    return want(target, name, like, true);
   };
   const auto one = [&](int place, int64_t bit, auto& target, const char* name,
                        const MaybeTensor& tensor) {

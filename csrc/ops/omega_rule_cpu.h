@@ -38,8 +38,10 @@ inline void point_to(kernels::cpu::MutableArray& target, const Tensor& tensor) {
 inline void point_to(void*& target, const Tensor& tensor) { target = tensor.mutable_data_ptr(); }
 
 constexpr auto new_kernel_result = [](auto& target, const char*, const Tensor& like,
-                                      const std::vector<int64_t>& shape, ScalarType type) {
-  const Tensor result = new_result(like, shape, type);
+                                      const std::vector<int64_t>& shape, ScalarType type,
+                                      bool zero = false) {
+  Tensor result = new_result(like, shape, type);
+  if (zero) torch::stable::zero_(result);
   point_to(target, result);
   return result;
 };

@@ -59,9 +59,10 @@ struct NewKernelResult {
 
   template <class Target>
   Tensor operator()(Target& target, const char* name, const Tensor& like,
-                    const std::vector<int64_t>& shape, ScalarType type) const {
-    const Tensor result = torch::stable::new_empty(like, shape, type);
-    void* const data = cuda.write(result, name);
+                    const std::vector<int64_t>& shape, ScalarType type, bool zero = false) const {
+    const Tensor result = zero ? torch::stable::new_zeros(like, shape, type)
+                               : torch::stable::new_empty(like, shape, type);
+    void* const data = zero ? cuda.update(result, name) : cuda.write(result, name);
     if constexpr (std::is_same_v<Target, kernels::cuda::OmegaResult>)
       target = {data, cuda_dtype(op, name, result)};
     else

@@ -1,7 +1,7 @@
 #pragma once
 // What the omega rule's operators return, allocated alike on every device. The kernels' arguments
 // have fields of the same names everywhere; make(target, name, like, shape, type) allocates a
-// tensor and lets `target`, such a field, point to it.
+// tensor and lets `target`, such a field, point to it; with a last `true` it is zero.
 #include <torch/csrc/stable/ops.h>
 
 #include <string>

@@ -27,7 +27,7 @@ struct ExpOmegaGrads : OmegaGrads {
   int64_t* saved_at;   // [kKeyBlock] where saved.rows has it; negative: it is the state's
 };
 
-// Floats of the scratch that grow with the sequence.
+// That a sequence may have in this call.
 __host__ __device__ __forceinline__ int64_t most_chunks(const ExpOmegaOptions& options) {
   return options.most_rows / options.omega.chunk_size + 2;
 }

@@ -75,7 +75,8 @@ __device__ __forceinline__ void exponentials(float* kernel, int ld, int n, int c
 __device__ __forceinline__ void softmax_row(float* row, int first, int count, int t,
                                             const ExpOmegaWork& w, const OmegaOptions& o) {
   float most = kNoExponent;
-  for (int j = first + lane_id(); j < count; j += kWarp) most = row[j] > most ? row[j] : most;
+  for (int j = lane_id(); j < count; j += kWarp)  // a lane reads what it will write
+    if (j >= first) most = row[j] > most ? row[j] : most;
   most = group_max(most);
   const float before = w.most[t], sum = w.sum[t];
   most = before > most ? before : most;

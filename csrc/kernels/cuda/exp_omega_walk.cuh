@@ -130,7 +130,8 @@ __device__ __forceinline__ void make_kernel(const ExpWalk& walk, const OmegaWork
 // Barriers on both sides.
 __device__ __forceinline__ void subtract_maximum(ExpWalk& walk, int ld, int row, int count) {
   if (thread_id() >= kWarp) return;
-  float most = walk.most, sum = 0;
+  const float before = walk.most;
+  float most = before, sum = 0;
   for (int j = lane_id(); j < count; j += kWarp) {
     const float score = walk.kernel[j * ld + row];
     most = score > most ? score : most;
@@ -139,8 +140,9 @@ __device__ __forceinline__ void subtract_maximum(ExpWalk& walk, int ld, int row,
   for (int j = lane_id(); j < count; j += kWarp)
     sum += walk.kernel[j * ld + row] = exponential(walk.kernel[j * ld + row] - most);
   sum = group_sum(sum);
+  sync_warp();  // all lanes have read what lane 0 writes
   if (lane_id() != 0) return;
-  walk.factor = exponential(walk.most - most);
+  walk.factor = exponential(before - most);
   walk.sum = walk.factor * walk.sum + sum;
   walk.most = most;
 }
