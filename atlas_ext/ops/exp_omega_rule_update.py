@@ -43,7 +43,8 @@ def exp_omega_rule_update(
         state: it holds a momentum exactly when log_theta is given. Its tensors keep their storage
             as long as there is room for one more token; where there is none, the buffers of the
             rows are replaced by ones of at least twice the size (`ExpOmegaState.reserve`). Its rows
-            (last dimensions) must be dense.
+            (last dimensions) must be dense. On CUDA nothing waits for the device: a sequence whose
+            position is negative, or for which there is no room, gets NaN and keeps its state.
 
     Returns:
         o: `[N, H, V]` in q's dtype, read after the write. Not differentiable.

@@ -74,6 +74,7 @@ __device__ __forceinline__ void begin_walk(ExpWalk& walk, const OmegaWork& w,
   walk.push = walk.keep * load_value(args.omega.in.eta, token_offset(args.omega.in.eta, item));
   walk.most = kNoExponent;
   walk.sum = 0;
+  walk.factor = 1;
   walk.queries = args.walk.rows > 0 ? w.k : w.q;
 }
 
@@ -208,8 +209,7 @@ __device__ __forceinline__ void walk_rows_of(const ExpWalk& walk, const OmegaWor
   const OmegaItem& item = w.item;
   const int rows = walk_rows(w, args), groups = (rows + kUpdateWindow - 1) / kUpdateWindow,
             share = kKeyBlock / sizes.shares;
-  const bool scales = args.normalize == ExpNormalize::softmax && far > 0;
-  const float factor = scales ? walk.factor : 1.0f;
+  const float factor = far > 0 ? walk.factor : 1.0f;
   each(sizes.shares * (groups + 1), sizes.wide, [&](int task, int c) {
     const int number = static_cast<int>(static_cast<unsigned>(task) / (groups + 1)),
               group = task - number * (groups + 1), set = c < sizes.row ? 0 : 1,
