@@ -11,7 +11,7 @@ from bench.setting import Setting
 from bench.timing import Call, Neighbours, interleave, quartiles
 
 OURS = "ours"
-MOST_SECONDS = 60.0  # of the rounds of one case and direction
+MOST_SECONDS = 30.0  # of the rounds of one case and direction
 VERDICT_ROUNDS = 15  # a verdict needs as many
 MOST_NEIGHBOURS = 0.1  # part of the machine that others may use under a verdict
 Record = dict[str, Any]
@@ -90,9 +90,7 @@ def measure(
     }
 
 
-def against(
-    theirs: list[float], ours: list[float], target: float | None, judged: bool
-) -> Record:
+def against(theirs: list[float], ours: list[float], target: float | None, judged: bool) -> Record:
     """Median and quartiles of the rounds' ratios, and the verdict where there is a target."""
     low, median, high = quartiles([b / a for a, b in zip(ours, theirs, strict=True)])
     return {
@@ -103,9 +101,7 @@ def against(
     }
 
 
-def rates(
-    case: Case, direction: str, setting: Setting, seconds: float, bounds: Record
-) -> Record:
+def rates(case: Case, direction: str, setting: Setting, seconds: float, bounds: Record) -> Record:
     """Operations or bytes in a second, and the share of the ceiling that bounds the case."""
     operations = case.flops(direction) / seconds
     found: Record = {"flops_per_second": operations, "of": f"mm {setting.dtype}"}

@@ -86,4 +86,3 @@ def versions() -> dict[str, str]:
     names = ("titans-pytorch", "flash-linear-attention", "gram-newton-schulz", "triton")
     found = {name: version(name) for name in names}
     return {"torch": torch.__version__} | {n: v for n, v in found.items() if v is not None}
-

@@ -1,65 +1,82 @@
-"""docs/benchmarks.md, made from the stored results of each device."""
+"""docs/benchmarks.md, made from stored results: a section for each device and operator."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from bench import report
+from bench import plots, report
+from bench.cases import OPS
 from bench.report import Report
+from bench.setting import DEVICES
 
-TITLES = {"cpu": "CPU", "cuda": "CUDA"}
 HEAD = """# Benchmarks
 
-Written by the command below; nothing here is edited by hand. [performance.md](performance.md) says what is measured, and how.
+`python -m bench.run --page docs/benchmarks.md` measures everything and writes this page, its
+results and its plots; nothing here is edited by hand. With `--op` and `--device` the sections of
+these alone are renewed. [performance.md](performance.md) says what is measured, and how.
 
-```
-{command}
-```
-
-A cell of a rival: its time; how many times its time ours is, as the median of the rounds' ratios [quartiles]; the memory that its call needs. *ours, MiB*
-is the memory of our call. Both count what a call holds at its peak beside its inputs, results included. Slopes are those of log time over
-log length, by least squares: 1 is linear, 2 quadratic."""
-
-
-def render(folder: Path) -> str:
-    """The page of the results in `folder`: `cpu.json`, `cuda.json`, and their plots."""
-    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    sections = [section(found, folder.name) for found in reports if found["device"] in TITLES]
-    commands = [f"python -m bench.run {arguments(found)}" for found in reports]
-    return "\n\n".join([HEAD.format(command="\n".join(commands)), *sections]) + "\n"
+A cell of a rival: its time; how many times as long as ours it is, the median of the rounds' ratios
+[quartiles]; the memory that its call needs. *ours, MiB* is the memory of our call. Both are what a
+call holds at its peak beside its inputs, results included. Slopes are those of log time over log
+length, by least squares: 1 is linear, 2 quadratic."""
+LISTS = ("gates", "refused", "missing", "runs")
 
 
-def arguments(found: Report) -> str:
-    return " ".join([*found["command"], "--page", "docs/benchmarks.md"])
+def keep(found: Report, folder: Path) -> None:
+    """Stores each operator's part as `<device>-<op>.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for op in found["ops"]:
+        part = found | {name: [e for e in found[name] if e["op"] == op] for name in LISTS}
+        if not any(part[name] for name in LISTS):
+            continue  # its turn comes
+        path = folder / f"{found['device']}-{op}.json"
+        path.write_text(json.dumps(part, indent=1, ensure_ascii=False) + "\n")
 
 
-def section(found: Report, folder: str) -> str:
-    parts = [f"## {TITLES[found['device']]}", *report.machine_lines(found)]
-    parts.append("Before anything was timed:\n\n" + listed(report.gate_lines(found)))
-    for op in dict.fromkeys(run["op"] for run in found["runs"]):
-        parts += operator(found, op, folder)
-    wanted = report.targets(found)
-    if wanted:
-        parts += ["### Targets", wanted]
-    return "\n\n".join(parts)
+def stored(folder: Path) -> dict[str, Report]:
+    """The parts by their names, in the order of devices and operators."""
+    names = [f"{device}-{op}" for device in DEVICES for op in OPS]
+    paths = {name: folder / f"{name}.json" for name in names}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
-def operator(found: Report, op: str, folder: str) -> list[str]:
-    """Plots of one operator, and a table for each family."""
-    parts = [f"### {op}"]
-    members = [family for family in report.families(found) if family[0]["op"] == op]
+def write(path: Path) -> None:
+    """The page and its plots, from the results in the folder of its name."""
+    folder = path.with_suffix("")
+    parts = stored(folder)
+    for found in parts.values():
+        plots.plot(found, folder)
+    path.write_text(render(parts, folder.name))
+
+
+def render(parts: dict[str, Report], folder: str) -> str:
+    sections = [section(found, f"{folder}/{name}") for name, found in parts.items()]
+    return "\n\n".join([HEAD, *sections]) + "\n"
+
+
+def command(found: Report, op: str) -> str:
+    """The arguments of a run that renews this section."""
+    words = " ".join(found["command"])
+    return (
+        words.replace(f"--op {' '.join(found['ops'])}", f"--op {op}") + " --page docs/benchmarks.md"
+    )
+
+
+def section(found: Report, stem: str) -> str:
+    """Plots, and a table for each family; `stem`: of the plots' paths."""
+    device, op = stem.rpartition("/")[2].split("-", 1)
+    measured = f"`python -m bench.run {command(found, op)}`"
+    parts = [f"## {op}, {device}", measured, *report.machine_lines(found)]
+    parts.append("The tests' registry, before anything was timed: " + report.gate_text(found))
+    members = report.families(found)
     for dtype in dict.fromkeys(family[0]["dtype"] for family in members):
-        stem = f"{folder}/{found['device']}-{op}-{dtype}"
-        parts.append(f"![time over length]({stem}-time.png)")
-        parts.append(f"![memory over length]({stem}-memory.png)")
+        parts.append(f"![time over length]({stem}-{dtype}-time.png)")
+        parts.append(f"![memory over length]({stem}-{dtype}-memory.png)")
     for family in members:
         parts.append(f"**{family[0]['family']}**, {family[0]['dtype']}")
         parts.append(report.family_table(family))
-        notes = [f"slopes: {report.slopes(family)}"] if report.slopes(family) else []
-        parts.append(listed([*notes, *report.absences(family)]))
-    return parts
-
-
-def listed(lines: list[str]) -> str:
-    return "\n".join(f"{'  ' if line.startswith('  ') else ''}* {line.strip()}" for line in lines)
+        notes = [f"Slopes: {report.slopes(family)}."] if report.slopes(family) else []
+        parts += [*notes, *(f"{line}." for line in report.absences(family))]
+    wanted = report.targets(found)
+    return "\n\n".join([*parts, *(["Targets:", wanted] if wanted else [])])

@@ -1,4 +1,4 @@
-"""Time and memory over the length, both axes logarithmic, one figure for each operator and dtype."""
+"""Time and memory over the length, on logarithmic axes: a figure for each operator and dtype."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ def _figure(members: list[Family], measure: str, title: str, path: Path) -> None
     columns = min(COLUMNS, len(members))
     rows = -(-len(members) // columns)
     figure, grid = pyplot.subplots(
-        rows, columns, figsize=(5.6 * columns, 0.4 + 4.4 * rows), layout="constrained", squeeze=False
+        rows,
+        columns,
+        figsize=(5.6 * columns, 0.4 + 4.4 * rows),
+        layout="constrained",
+        squeeze=False,
     )
     figure.suptitle(f"{title}: {measure}")
     for axes in grid.flat[len(members) :]:

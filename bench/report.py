@@ -207,7 +207,12 @@ def gate_lines(report: Report) -> list[str]:
         lines += [f"  {failure}" for failure in gate["failed"]]
     for case in report["refused"]:
         lines.append(f"{case['case']}, {case['dtype']}: REFUSED: {case['reason']}")
-    return [*lines, *report["missing"]]
+    missing = [f"{m['reason']} ({m['dtype']}): nothing is timed" for m in report["missing"]]
+    return [*lines, *missing]
+
+
+def gate_text(report: Report) -> str:
+    return "; ".join(line.strip() for line in gate_lines(report)) + "."
 
 
 def tables(report: Report) -> str:

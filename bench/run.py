@@ -24,6 +24,7 @@ from bench.gate import Outcome, run_registry
 from bench.measure import measure, require_right
 from bench.report import Report
 from bench.setting import DEFAULT_DTYPES, DEVICES, DTYPES, Setting, build_info, unavailable
+from bench.timing import LEAST_ROUNDS
 
 ROUNDS = 21
 
@@ -36,7 +37,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--op", nargs="+", choices=cases.OPS, default=cases.OPS, metavar="OP")
     parser.add_argument("--size", nargs="+", choices=SIZES, default=SIZES)
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="default: what the device is for")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="default: the device's own")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="a verdict needs at least 15")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--base", metavar="REV", help="also a git revision, and compare")
@@ -44,15 +45,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="time and memory over length")
     parser.add_argument(
         "--page", type=Path, metavar="FILE",
-        help="write this page, results and plots in the folder of its name",
+        help="renew these operators' part of a page; results and plots in the folder of its name",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     options.dtype = tuple(options.dtype or DEFAULT_DTYPES[options.device])
     if options.device == "cpu" and "tf32" in options.dtype:
         parser.error("--dtype tf32: wanted --device cuda or emulated, got cpu")
-    if options.page:
-        options.plot = options.plot or options.page.with_suffix("")
-        options.json = options.json or options.page.with_suffix("") / f"{options.device}.json"
+    if options.rounds < LEAST_ROUNDS:
+        parser.error(f"--rounds: wanted {LEAST_ROUNDS} or more, got {options.rounds}")
     return options
 
 
@@ -70,6 +70,7 @@ def empty_report(options: argparse.Namespace, device: Device | None) -> Report:
     package = f"{atlas_ext.__version__} ({revision.commit()}, {built['cpu_isa']})"
     return {
         "device": options.device,
+        "ops": list(options.op),
         "command": command_of(options),
         "date": datetime.now().isoformat(timespec="minutes", sep=" "),
         "machine": (device or Cpu()).describe(),
@@ -99,10 +100,11 @@ class Run:
     def gate(self, op: str, setting: Setting) -> str:
         """Why nothing of `op` is timed; "": it may be. Says so once."""
         if (op, setting) not in self._gates:
-            missing = setting.missing(op)
-            self._gates[op, setting] = outcome = missing or run_registry(op, setting)
+            outcome = setting.missing(op) or run_registry(op, setting)
+            self._gates[op, setting] = outcome
             if isinstance(outcome, str):
-                self.report["missing"].append(f"{outcome} ({setting.dtype}): nothing is timed")
+                missing = {"op": op, "dtype": setting.dtype, "reason": outcome}
+                self.report["missing"].append(missing)
             else:
                 self.report["gates"].append(asdict(outcome))
             print(outcome, flush=True)
@@ -115,7 +117,7 @@ class Run:
         wrong = require_right(case, setting)
         print(f"{case.name}, {setting.dtype}: {wrong or 'right'}", flush=True)
         if wrong:
-            refused = {"case": case.name, "dtype": setting.dtype, "reason": wrong}
+            refused = {"op": case.op, "case": case.name, "dtype": setting.dtype, "reason": wrong}
             self.report["refused"].append(refused)
         elif self.device is not None:
             for direction in case.directions:
@@ -124,6 +126,16 @@ class Run:
                     self.report["ceilings"],
                 )  # fmt: skip
                 self.report["runs"].append(found)
+        self.keep()
+
+    def keep(self) -> None:
+        """After every case, so that a run that is cut short leaves what it has."""
+        if self.options.page:
+            page.keep(self.report, self.options.page.with_suffix(""))
+        if self.options.json:
+            self.options.json.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(self.report, indent=1, ensure_ascii=False)
+            self.options.json.write_text(text + "\n")
 
     def everything(self) -> Report:
         for dtype in self.options.dtype:
@@ -131,6 +143,7 @@ class Run:
             for case in cases.cases(setting.device, self.options.op, self.options.size):
                 if case.dtypes is None or dtype in case.dtypes:
                     self.take(case, setting)
+        self.keep()
         return self.report
 
 
@@ -151,13 +164,10 @@ def main(arguments: list[str] | None = None) -> int:
         then = revision.measure(options.base, found["command"])
         text += f"\n\nAgainst {options.base}:\n\n{report.comparison(found, then)}"
     print(f"\n{text}\n")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     if options.plot:
         plots.plot(found, options.plot)
     if options.page:
-        options.page.write_text(page.render(options.page.with_suffix("")))
+        page.write(options.page)
     return int(wrong(found))
 
 

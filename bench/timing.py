@@ -40,7 +40,7 @@ def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
 
 
 def evaluate(operator: Operator, inputs: Inputs, direction: str, grad: Tensor) -> list[Tensor]:
-    """The output; with "forward+backward" followed by the gradients of all inputs that ask for one."""
+    """The output; with "forward+backward" also the gradients of all inputs that ask for one."""
     if direction == "forward":
         with torch.no_grad():
             return [operator(inputs)]

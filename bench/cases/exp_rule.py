@@ -48,7 +48,9 @@ def attention(inputs: Inputs) -> Tensor:
     return out.transpose(1, 2)
 
 
-def gated_attention(function: Callable[..., Any], inputs: Inputs, options: dict[str, Any]) -> Tensor:
+def gated_attention(
+    function: Callable[..., Any], inputs: Inputs, options: dict[str, Any]
+) -> Tensor:
     """All gates are 1, and want no gradient."""
     q = inputs["q"]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -58,8 +60,9 @@ def gated_attention(function: Callable[..., Any], inputs: Inputs, options: dict[
 
 
 def rule_flops(matrices: roofline.Shapes) -> Callable[[Shape], float]:
-    return lambda shape: shape.batch * roofline.exp_omega_rule_flops(
-        shape.length, shape.heads, KEY, matrices, CHUNK, WINDOW
+    return lambda shape: (
+        shape.batch
+        * roofline.exp_omega_rule_flops(shape.length, shape.heads, KEY, matrices, CHUNK, WINDOW)
     )
 
 

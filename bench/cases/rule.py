@@ -79,9 +79,7 @@ class Rule:
         ]
 
 
-def deep_weights(
-    generator: torch.Generator, heads: int, matrices: Matrices
-) -> tuple[Tensor, ...]:
+def deep_weights(generator: torch.Generator, heads: int, matrices: Matrices) -> tuple[Tensor, ...]:
     """M_0 of a memory; inner layers so large that the activation is no straight line."""
     *inner, last = matrices
     weights = [4.0 * testing.normal(generator, heads, *s) / math.sqrt(s[1]) for s in inner]

@@ -143,4 +143,3 @@ def cases(device: str) -> list[Case]:
         *single_cases(device),
         *poly_cases(device),
     ]
-

@@ -54,7 +54,8 @@ class UpdateCase(Case):
         """Output and state after some calls on a short state."""
         entry = testing.Case(self.op, self.family, "benchmark", lambda generator: {})
         held = self.inputs(setting, self.short, CHECK_STEP)
-        wide = testing.wide_inputs(held)
+        # of inputs of its own: integers are shared, and both write their state
+        wide = testing.wide_inputs(self.inputs(setting, self.short, CHECK_STEP))
         found = []
         for function, inputs, active in (
             (getattr(atlas_ext, self.op), held, setting.active()),
@@ -81,7 +82,7 @@ class UpdateCase(Case):
             operator = rival.operator
             assert operator is not None
             options = {n: x for n, x in self.options.items() if n != "objective"}  # l2 it has
-            held = inputs | options
+            held = testing.map_tensors(in_float32, inputs) | options
             return in_no_grad(lambda: operator(held))
         function = getattr(atlas_ext, self.op)
         return in_no_grad(lambda: function(**inputs, **self.options))
@@ -91,6 +92,11 @@ class UpdateCase(Case):
 
     def flops(self, direction: str) -> float:
         return self.work(self.shape)
+
+
+def in_float32(_: str, tensor: Tensor) -> Tensor:
+    """What eager PyTorch takes: it multiplies no two dtypes."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def in_no_grad(function: Callable[[], Tensor]) -> Call:
@@ -157,9 +163,7 @@ def omega_cases(
     device: str, family: str, matrices: Matrices, options: dict[str, Any], target: float | None
 ) -> list[Case]:
     rivals = (
-        Rival(
-            "eager", lambda inputs: eager.omega_rule_update(**inputs), directions=DECODES
-        ),
+        Rival("eager", lambda inputs: eager.omega_rule_update(**inputs), directions=DECODES),
         Rival(MEMCPY, directions=DECODES, targets=(target, None)),
     )
     heads = 1 if device == "emulated" else 4

@@ -2,7 +2,8 @@
 
 Everything is batched over heads; products that end in a sum are `baddbmm`; chunks are cut and made
 contiguous once, outside the sequential loop, whose body is a function that can be compiled;
-autograd makes the backward. The rules are those with the l2 objective, decay and momentum; T must be a multiple of the chunk size.
+autograd makes the backward. The rules are those with the l2 objective, decay and momentum; T must
+be a multiple of the chunk size.
 """
 
 from bench.eager.exp_rule import exp_omega_rule, exp_step

@@ -26,7 +26,8 @@ def omega_rule_update(
     chunk_size: int = 64,
 ) -> Tensor:  # [M, H, V]
     """Linear and MLP memories, updated in place; their positions must fill the window."""
-    keys, values = torch.cat([state.k_tail, k[:, None]], 1), torch.cat([state.v_tail, v[:, None]], 1)
+    keys = torch.cat([state.k_tail, k[:, None]], 1)  # [M, W, H, K]
+    values = torch.cat([state.v_tail, v[:, None]], 1)
     x, y = (rows.transpose(1, 2).flatten(0, 1) for rows in (keys, values))  # [M*H, W, ...]
     gates = gamma.flip(-1).flatten(0, 1).unsqueeze(-1)  # oldest first, as the rows are
     alpha, theta = log_alpha.exp().view(-1, 1, 1), log_theta.exp().view(-1, 1, 1)
@@ -70,9 +71,8 @@ def exp_omega_rule_update(
     keys, near = state.keys[:, :seen].transpose(1, 2), slice(seen - width, seen)  # [N, H, p, K]
     values = torch.cat([state.v_tail, v[:, None]], 1)  # [N, W, H, V]
     assert state.momentum is not None
-    rows, momentum, reference = (
-        s[0][:, :seen].transpose(1, 2) for s in (state.coefficients, state.momentum, state.chunk_weights)
-    )
+    held = (state.coefficients, state.momentum, state.chunk_weights)
+    rows, momentum, reference = (s[0][:, :seen].transpose(1, 2) for s in held)
     scores = (scale * keys[:, :, near] @ keys.mT).exp()  # [N, H, W, p]
     errors = scores @ reference - values.transpose(1, 2)
     momentum.mul_(log_theta.exp()[..., None, None])
