@@ -56,13 +56,20 @@ class Cpu:
     def ceilings(self, dtypes: tuple[str, ...]) -> dict[str, float]:
         found = {name: value for name, value in roofline.ceilings().items() if value is not None}
         rates = {"copy": 1e9 * found["copy_gbs"], "clone": 1e9 * found["clone_gbs"]}
-        rates |= {f"mm {dtype}": 1e9 * found["sgemm_gflops"] for dtype in dtypes}
+        rates["mm float32"] = 1e9 * found["sgemm_gflops"]
+        rates |= {f"mm {name}": product_rate(name) for name in dtypes if name != "float32"}
         if "fma_gflops" in found:
             rates["fma"] = 1e9 * found["fma_gflops"]
         return rates
 
     def describe(self) -> dict[str, Any]:
         return {"name": cpu_model(), "threads": torch.get_num_threads()}
+
+
+def product_rate(dtype: str, size: int = 2048) -> float:
+    """Operations/s of torch.mm on the CPU."""
+    a, b, out = (torch.randn(size, size).to(DTYPES[dtype][0]) for _ in range(3))
+    return 2 * size**3 / roofline.best_of(lambda: torch.mm(a, b, out=out))
 
 
 class Cuda:

@@ -39,9 +39,9 @@ def require_right(case: Case, setting: Setting) -> str:
 
 
 def first_call(case: Case, rival: Rival, direction: str, setting: Setting) -> tuple[Call, float]:
-    """The rival's call, made once, and how long that took: its compilation belongs there."""
-    call = case.call(rival, direction, setting)
+    """The rival's call, made once; what that took, its inputs and its compilation included."""
     start = time.perf_counter()
+    call = case.call(rival, direction, setting)
     call()
     return call, time.perf_counter() - start
 

@@ -68,6 +68,8 @@ def section(found: Report, stem: str) -> str:
     device, op = stem.rpartition("/")[2].split("-", 1)
     measured = f"`python -m bench.run {command(found, op)}`"
     parts = [f"## {op}, {device}", measured, *report.machine_lines(found)]
+    if not found["finished"]:
+        parts.append("**This run was cut short**: below is what it had measured.")
     parts.append("The tests' registry, before anything was timed: " + report.gate_text(found))
     members = report.families(found)
     for dtype in dict.fromkeys(family[0]["dtype"] for family in members):

@@ -21,7 +21,7 @@ from bench import cases, packages, page, plots, report, revision
 from bench.cases.base import SIZES, Case
 from bench.device import Cpu, Cuda, Device
 from bench.gate import Outcome, run_registry
-from bench.measure import measure, require_right
+from bench.measure import failure, measure, require_right
 from bench.report import Report
 from bench.setting import DEFAULT_DTYPES, DEVICES, DTYPES, Setting, build_info, unavailable
 from bench.timing import LEAST_ROUNDS
@@ -85,6 +85,7 @@ def empty_report(options: argparse.Namespace, device: Device | None) -> Report:
         "refused": [],
         "missing": [],
         "runs": [],
+        "finished": False,
     }
 
 
@@ -114,19 +115,26 @@ class Run:
     def take(self, case: Case, setting: Setting) -> None:
         if any(self.gate(op, setting) for op in case.gates):
             return
-        wrong = require_right(case, setting)
-        print(f"{case.name}, {setting.dtype}: {wrong or 'right'}", flush=True)
-        if wrong:
-            refused = {"op": case.op, "case": case.name, "dtype": setting.dtype, "reason": wrong}
+        try:
+            reason = require_right(case, setting)
+            print(f"{case.name}, {setting.dtype}: {reason or 'right'}", flush=True)
+            if not reason:
+                self.time(case, setting)
+        except Exception as error:  # the other cases go on
+            reason = failure(error)
+            print(f"{case.name}, {setting.dtype}: {reason}", flush=True)
+        if reason:
+            refused = {"op": case.op, "case": case.name, "dtype": setting.dtype, "reason": reason}
             self.report["refused"].append(refused)
-        elif self.device is not None:
-            for direction in case.directions:
-                found = measure(
-                    case, direction, setting, self.device, self.options.rounds,
-                    self.report["ceilings"],
-                )  # fmt: skip
-                self.report["runs"].append(found)
         self.keep()
+
+    def time(self, case: Case, setting: Setting) -> None:
+        if self.device is None:
+            return
+        rounds, bounds = self.options.rounds, self.report["ceilings"]
+        for direction in case.directions:
+            found = measure(case, direction, setting, self.device, rounds, bounds)
+            self.report["runs"].append(found)
 
     def keep(self) -> None:
         """After every case, so that a run that is cut short leaves what it has."""
@@ -143,6 +151,7 @@ class Run:
             for case in cases.cases(setting.device, self.options.op, self.options.size):
                 if case.dtypes is None or dtype in case.dtypes:
                     self.take(case, setting)
+        self.report["finished"] = True
         self.keep()
         return self.report
 

@@ -88,6 +88,15 @@ def test_wrong_case_gets_no_ratio(capsys, monkeypatch, without_inductor) -> None
     assert "ratio" not in out and "eager" not in out
 
 
+def test_crashing_case_does_not_end_the_run(capsys, monkeypatch, without_inductor) -> None:
+    def crash(*_):
+        raise MemoryError("too much")
+
+    monkeypatch.setattr(run, "measure", crash)
+    assert run.main(QUICK) == 1
+    assert "REFUSED: failed: MemoryError: too much" in capsys.readouterr().out
+
+
 def test_run_writes_what_it_was_asked_for(capsys, tmp_path, without_inductor) -> None:
     paths = {name: tmp_path / name for name in ("x.json", "plots", "page.md")}
     arguments = [*QUICK, "--json", str(paths["x.json"]), "--plot", str(paths["plots"])]
