@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
-import re
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from bench import roofline
+from bench import memory, roofline
 from bench.setting import DTYPES, Setting
-from bench.timing import Call, interleave, quartiles
+from bench.timing import Call, interleave, quartiles, stopwatch
 
 MIB = 1 << 20
 
@@ -36,22 +33,10 @@ class Cpu:
     """Wall clock; the resident set of this process."""
 
     def seconds(self, call: Call) -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
+        return stopwatch(call)
 
     def peak_mib(self, call: Call) -> float:
-        """VmHWM after a reset, so that scratch of any allocator counts.
-
-        A call comes first, for buffers that are made once in a process; then the allocator gives
-        back what it only keeps.
-        """
-        call()
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        before = resident_kib("VmRSS")
-        call()
-        return (resident_kib("VmHWM") - before) / 1024
+        return memory.peak_mib(call)
 
     def ceilings(self, dtypes: tuple[str, ...]) -> dict[str, float]:
         found = {name: value for name, value in roofline.ceilings().items() if value is not None}
@@ -125,10 +110,3 @@ def cpu_model() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def resident_kib(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
-        raise RuntimeError(f"bench: /proc/self/status: wanted a line {field}, got none")
-    return int(found[1])

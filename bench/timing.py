@@ -59,6 +59,13 @@ def prepare(operator: Operator, inputs: Inputs, direction: str, grad: Tensor) ->
     return call
 
 
+def stopwatch(call: Call) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def interleave(
     calls: Mapping[str, Call],
     seconds_of: Callable[[Call], float],
