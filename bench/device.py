@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,10 @@ MIB = 1 << 20
 
 
 class Device(Protocol):
+    @property
+    def clock(self) -> str:
+        """ "wall", which goes on while others use the processors, or another that does not."""
+
     def seconds(self, call: Call) -> float:
         """Of one call."""
 
@@ -30,10 +35,18 @@ class Device(Protocol):
 
 
 class Cpu:
-    """Wall clock; the resident set of this process."""
+    """One thread: the time that the processor gives to this process; more: the wall's."""
+
+    @property
+    def clock(self) -> str:
+        return "processor" if torch.get_num_threads() == 1 else "wall"
 
     def seconds(self, call: Call) -> float:
-        return stopwatch(call)
+        if self.clock == "wall":
+            return stopwatch(call)
+        start = time.process_time()
+        call()
+        return time.process_time() - start
 
     def peak_mib(self, call: Call) -> float:
         return memory.peak_mib(call)
@@ -60,7 +73,7 @@ def product_rate(dtype: str, size: int = 2048) -> float:
 class Cuda:
     """The GPU's own clock, with a cold second cache and the launches queued (docs/cuda.md)."""
 
-    SLEEP_CYCLES = 2_000_000
+    SLEEP_CYCLES, clock = 2_000_000, "GPU"
 
     def __init__(self) -> None:
         cache = torch.cuda.get_device_properties(0).L2_cache_size

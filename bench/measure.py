@@ -83,6 +83,7 @@ def measure(
     return record_of(case, direction, setting) | {
         "seconds": ours,
         "rounds": len(taken[OURS]),
+        "clock": device.clock,
         "neighbours": busy,
         "peak_mib": peaks[OURS],
         "rivals": list(lines.values()),

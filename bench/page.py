@@ -52,7 +52,17 @@ def write(path: Path) -> None:
 
 def render(parts: dict[str, Report], folder: str) -> str:
     sections = [section(found, f"{folder}/{name}") for name, found in parts.items()]
-    return "\n\n".join([HEAD, *sections]) + "\n"
+    return "\n\n".join([HEAD, *unmeasured(parts), *sections]) + "\n"
+
+
+def unmeasured(parts: dict[str, Report]) -> list[str]:
+    """What no section is about."""
+    lines = []
+    for device in ("cpu", "cuda"):
+        absent = [op for op in OPS if f"{device}-{op}" not in parts]
+        if absent:
+            lines.append(f"Not measured yet on {device}: {', '.join(absent)}.")
+    return lines
 
 
 def command(found: Report, op: str) -> str:

@@ -46,11 +46,18 @@ def mebibytes(value: float) -> str:
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
-def cell(rival: Record) -> str:
+def disturbed(run: Record) -> bool:
+    """Others had so much of the processors that wall times say nothing about ours and theirs."""
+    return bool(run["clock"] == "wall" and run["neighbours"] > MOST_NEIGHBOURS)
+
+
+def cell(run: Record, rival: Record) -> str:
     if rival.get("ratio") is None:
         return "–"
     low, high = rival["ratio_quartiles"]
     ratio = f"{rival['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+    if disturbed(run):
+        ratio = "no ratio"
     return f"{milliseconds(rival['seconds'])} ms; {ratio}; {mebibytes(rival['peak_mib'])} MiB"
 
 
@@ -76,7 +83,7 @@ def family_table(family: Family) -> str:
             (
                 *(str(run["length"]), run["direction"], milliseconds(run["seconds"]) + busy),
                 mebibytes(run["peak_mib"]),
-                *(cell(rival_of(run, name)) for name in names),
+                *(cell(run, rival_of(run, name)) for name in names),
                 *(*rate(run), str(run["rounds"])),
             )
         )
@@ -135,7 +142,7 @@ def targets(report: Report) -> str:
     rows: list[tuple[str, ...]] = [("case", "direction", "against", "wanted", "found", "verdict")]
     for run in report["runs"]:
         for rival in run["rivals"]:
-            if rival["target"] is None or rival.get("ratio") is None:
+            if rival["target"] is None or rival.get("ratio") is None or disturbed(run):
                 continue
             verdict = {True: "met", False: "not met", None: "none"}[rival["met"]]
             rows.append(
@@ -160,6 +167,8 @@ def comparison(now: Report, then: Report) -> str:
         for rival in run["rivals"]:
             was = rival_of(old, rival["name"])
             if rival.get("ratio") is None or was.get("ratio") is None:
+                continue
+            if disturbed(run) or disturbed(old):
                 continue
             rows.append(
                 (
@@ -190,7 +199,7 @@ def machine_lines(report: Report) -> list[str]:
         lines.append(
             f"Other processes used {min(shares):.0%} to {max(shares):.0%} of the processors during "
             f"a line; {above} of {len(shares)} lines had more than {MOST_NEIGHBOURS:.0%} (†: no "
-            "verdict)."
+            f"verdict). Times are those of the {report['runs'][0]['clock']}'s clock."
         )
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -120,6 +121,7 @@ def test_part_of_a_page_is_renewed(tmp_path, monkeypatch, without_inductor) -> N
         assert run.main(["--op", op, *QUICK[2:], "--page", str(path)]) == 0
     titles = re.findall(r"^## (.*)$", path.read_text(), re.MULTILINE)
     assert titles == ["newton_schulz, cpu", "poly_features, cpu"]
+    assert "Not measured yet on cpu: omega_rule, omega_rule_update," in path.read_text()
 
 
 def test_stored_page_is_that_of_its_results() -> None:
@@ -232,7 +234,8 @@ def line(op: str, length: int = 64, seconds: float = 1e-3) -> dict:
     rival = measure.against([2 * seconds] * 3, [seconds] * 3, 1.5, True)
     rival |= {"name": case.rivals[0].name, "target": 1.5, "peak_mib": 2.0}
     return record | {
-        "length": length, "seconds": seconds, "rounds": 15, "neighbours": 0.2, "peak_mib": 1.0,
+        "clock": "processor", "length": length, "seconds": seconds, "rounds": 15,
+        "neighbours": 0.2, "peak_mib": 1.0,
         "rivals": [rival], "flops_per_second": 1e9, "of": "mm float32", "share": 0.25,
     }  # fmt: skip
 
@@ -245,6 +248,21 @@ def test_tables_show_ratio_memory_and_slope() -> None:
     assert report.slopes(family) == "ours 2.00 forward; eager 2.00 forward"
     assert report.slope([(64, 1.0)]) is None
     assert "| met " in report.targets({"runs": family})
+
+
+def test_busy_wall_clock_gives_no_ratio() -> None:
+    run = line("newton_schulz") | {"clock": "wall"}
+    assert "2 ms; no ratio; 2.0 MiB" in report.family_table([run])
+    assert report.targets({"runs": [run]}) == ""
+    assert "2.00" not in report.comparison({"runs": [run]}, {"runs": [run]})
+    assert "2.00 [2.00, 2.00]" in report.family_table([run | {"neighbours": 0.0}])
+
+
+def test_clock_of_one_thread_stands_still_while_others_run(threads) -> None:
+    torch.set_num_threads(1)
+    assert Cpu().clock == "processor" and Cpu().seconds(lambda: time.sleep(0.2)) < 0.1
+    torch.set_num_threads(2)
+    assert Cpu().clock == "wall" and Cpu().seconds(lambda: time.sleep(0.2)) >= 0.2
 
 
 def test_comparison_is_of_ratios_to_the_same_rival() -> None:
