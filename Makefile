@@ -28,7 +28,7 @@ SHARE_VENV = $(PYTHON) -c '$(SITE)' > "$$($(BIN)/python -c '$(SITE)')/shared-tor
 help:
 	@echo "make demo        set up, train a small Atlas and its ablations on the CPU, write demo/"
 	@echo "make test        set up and run the tests, also on emulated CUDA (PYTEST_ARGS=...)"
-	@echo "make bench       set up and run the speed table    (BENCH_ARGS=...)"
+	@echo "make bench       set up and run the benchmarks     (BENCH_ARGS=...)"
 	@echo "make setup       set up only: $(VENV) with torch, the compiled operators, an editable install"
 	@echo "make lint        formatting, lint and types; make format repairs the formatting"
 	@echo "make emulate     the CUDA kernels for the CPU     (then: pytest --backend emulated)"

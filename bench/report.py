@@ -1,26 +1,14 @@
-"""The table, the comparison and the plot, all made from a benchmark's JSON."""
+"""The tables of a run, made from its JSON."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 from typing import Any
 
-Report = dict[str, Any]  # what pytest-benchmark stored
+from bench.measure import MOST_NEIGHBOURS, OURS, Record
 
-HEADER = (
-    "case",
-    "direction",
-    "ours ms",
-    "against",
-    "its ms",
-    "ratio [quartiles]",
-    "target",
-    "verdict",
-    "GFLOP/s",
-    "of ceiling",
-    "of FMA peak",
-    "peak MiB ours / its",
-)
+Report = dict[str, Any]  # what run.py stores
+Family = list[Record]  # runs of one operator, family and dtype, at several lengths
 
 
 def markdown(rows: list[tuple[str, ...]]) -> str:
@@ -32,149 +20,217 @@ def markdown(rows: list[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
-def runs_of(report: Report) -> list[dict[str, Any]]:
-    """What the cases recorded; a case that was skipped or wrong recorded nothing."""
-    return [run["extra_info"] for run in report["benchmarks"] if run["extra_info"]]
+def families(report: Report) -> list[Family]:
+    """The runs, grouped."""
+    found: dict[tuple[str, str, str], Family] = {}
+    for run in report["runs"]:
+        found.setdefault((run["op"], run["family"], run["dtype"]), []).append(run)
+    return list(found.values())
 
 
-def machine_lines(report: Report) -> list[str]:
-    machine = report["machine_info"]["atlas_ext"]
-    commit, ceilings = report["commit_info"], machine["ceilings"]
-    fma = ceilings["fma_gflops"]
-    busy = max((run["neighbours"] for run in runs_of(report)), default=0.0)
-    return [
-        f"{machine['cpu_model']}, {machine['threads']} threads; atlas_ext {machine['version']} "
-        f"({(commit['id'] or 'unknown')[:9]}{', modified' if commit['dirty'] else ''}, "
-        f"{machine['isa']}, g++ {machine['compiler']}); torch {machine['torch']} "
-        f"({machine['torch_isa']}); Python {report['machine_info']['python_version']}; "
-        f"{report['datetime'][:16]}.",
-        f"Ceilings measured in this run: sgemm 2048³ {ceilings['sgemm_gflops']:.0f} GFLOP/s, "
-        f"FMA peak {'not measured' if fma is None else f'{fma:.0f} GFLOP/s'}, "
-        f"clone into fresh pages {ceilings['clone_gbs']:.1f} GB/s, copy into touched pages "
-        f"{ceilings['copy_gbs']:.1f} GB/s (bytes read and written).",
-        f"Other processes used up to {busy:.0%} of the machine during a case"
-        f"{': no verdict for those above 10%' if busy > 0.1 else ''}.",
-    ]
+def names_of(family: Family) -> list[str]:
+    """All rivals of a family, in order."""
+    return list(dict.fromkeys(rival["name"] for run in family for rival in run["rivals"]))
 
 
-def verdict(rival: dict[str, Any]) -> str:
-    if rival["target"] is None:
-        return "–"
-    return {True: "met", False: "not met", None: "none"}[rival["met"]]
+def rival_of(run: Record, name: str) -> Record:
+    """The rival's line, empty where it took no part."""
+    return next((rival for rival in run["rivals"] if rival["name"] == name), {})
 
 
-def rows_of(run: dict[str, Any], ceilings: dict[str, float | None]) -> list[tuple[str, ...]]:
-    """One row for each rival."""
-    rows: list[tuple[str, ...]] = []
-    for rival in run["rivals"]:
-        bound = "≤" if rival["at_most"] else "≥"
-        peaks = rival.get("peaks_mib") or [
-            run["peak_mib"].get(name) for name in ("ours", rival["name"])
-        ]
-        seconds = rival["seconds"]
-        rows.append(
-            (
-                run["case"],
-                run["direction"],
-                f"{1e3 * run['seconds']:.2f}",
-                rival["name"],
-                "–" if seconds is None else f"{1e3 * seconds:.2f}",
-                ratio_of(rival),
-                "–" if rival["target"] is None else f"{bound} {rival['target']}",
-                verdict(rival),
-                *speed_of(run, ceilings),
-                " / ".join("–" if peak is None else f"{peak:.0f}" for peak in peaks),
-            )
-        )
-    return rows
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
-def ratio_of(rival: dict[str, Any]) -> str:
-    if rival["ratio"] is None:
+def mebibytes(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def disturbed(run: Record) -> bool:
+    """Others had so much of the processors that wall times say nothing about ours and theirs."""
+    return bool(run["clock"] == "wall" and run["neighbours"] > MOST_NEIGHBOURS)
+
+
+def cell(run: Record, rival: Record) -> str:
+    if rival.get("ratio") is None:
         return "–"
     low, high = rival["ratio_quartiles"]
-    return f"{rival['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+    ratio = f"{rival['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+    if disturbed(run):
+        ratio = "no ratio"
+    return f"{milliseconds(rival['seconds'])} ms; {ratio}; {mebibytes(rival['peak_mib'])} MiB"
 
 
-def speed_of(run: dict[str, Any], ceilings: dict[str, float | None]) -> tuple[str, str, str]:
-    """Our rate, and its shares of sgemm (of memcpy, where memory decides) and of the FMA peak."""
-    rate = run["flops"] / run["seconds"] / 1e9
-    share, fma = rate / (ceilings["sgemm_gflops"] or float("nan")), ceilings["fma_gflops"]
-    shown = f"{rate:.1f}"
-    if run.get("tokens_per_second"):
-        shown += f" ({run['tokens_per_second']:.0f} tokens/s)"
-    if run["memory_bound"]:
-        copy = next(rival for rival in run["rivals"] if rival["name"] == "memcpy")
-        return shown, f"{copy['ratio']:.0%} memcpy", "–"
-    return shown, f"{share:.0%} sgemm", "–" if fma is None else f"{rate / fma:.0%}"
+def rate(run: Record) -> tuple[str, str]:
+    """What decides the case: GFLOP/s or GB/s, and the share of its ceiling."""
+    share = f"{run['share']:.0%} {run['of']}"
+    if "share_of_fma" in run:
+        share += f", {run['share_of_fma']:.0%} FMA"
+    if "bytes_per_second" in run:
+        return f"{run['bytes_per_second'] / 1e9:.1f} GB/s", share
+    return f"{run['flops_per_second'] / 1e9:.0f} GFLOP/s", share
 
 
-def table(report: Report) -> str:
-    ceilings = report["machine_info"]["atlas_ext"]["ceilings"]
-    rows = [row for run in runs_of(report) for row in rows_of(run, ceilings)]
-    return markdown([HEADER, *rows])
-
-
-def comparison(now: Report, then: Report) -> str:
-    """By the ratio to the same rival in the same process: a slower day slows the rival too."""
-    earlier = {(run["case"], run["direction"]): run for run in runs_of(then)}
-    rows: list[tuple[str, ...]] = [
-        (
-            "case",
-            "direction",
-            "then ms",
-            "now ms",
-            "against",
-            "then ratio",
-            "now ratio",
-            "faster by",
-        )
-    ]
-    for run in runs_of(now):
-        old = earlier.get((run["case"], run["direction"]))
-        if old is None:
-            continue
-        was, rival = old["rivals"][0], run["rivals"][0]
-        if None in (was["ratio"], rival["ratio"]) or rival["seconds"] is None:
-            continue
-        gain = rival["ratio"] / was["ratio"]
+def family_table(family: Family) -> str:
+    """A row for each length and direction, a column for each rival."""
+    names = names_of(family)
+    unit = family[0]["unit"].strip()
+    header = (unit, "direction", "ours, ms", "ours, MiB", *names, "rate", "of ceiling", "rounds")
+    rows = [header]
+    for run in family:
+        busy = " †" if run["neighbours"] > MOST_NEIGHBOURS else ""
         rows.append(
             (
-                run["case"],
-                run["direction"],
-                f"{1e3 * old['seconds']:.2f}",
-                f"{1e3 * run['seconds']:.2f}",
-                rival["name"],
-                f"{was['ratio']:.2f}",
-                f"{rival['ratio']:.2f}",
-                f"{1 / gain if rival['at_most'] else gain:.2f}",
+                *(str(run["length"]), run["direction"], milliseconds(run["seconds"]) + busy),
+                mebibytes(run["peak_mib"]),
+                *(cell(run, rival_of(run, name)) for name in names),
+                *(*rate(run), str(run["rounds"])),
             )
         )
     return markdown(rows)
 
 
-def plot(report: Report, path: Path) -> None:
-    """Bars of the ratios with their quartiles, and a mark at each target."""
-    import matplotlib
+def absences(family: Family) -> list[str]:
+    """Why a rival has no numbers: each reason once."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for run in family:
+        for rival in run["rivals"]:
+            if "absent" in rival:
+                where = f"{run['unit']}{run['length']} {run['direction']}"
+                found.setdefault((rival["name"], rival["absent"]), []).append(where)
+    return [
+        f"{name}: {reason}" + ("" if len(where) == len(family) else f" ({', '.join(where)})")
+        for (name, reason), where in found.items()
+    ]
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    lines = [(run, rival) for run in runs_of(report) for rival in run["rivals"]]
-    bars = [(run, rival) for run, rival in lines if rival["ratio"] is not None]
-    figure, axes = pyplot.subplots(figsize=(11, 1.5 + 0.42 * len(bars)), layout="constrained")
-    for height, (run, rival) in enumerate(bars):
-        low, high = rival["ratio_quartiles"]
-        colour = "tab:blue" if run["direction"] == "forward" else "tab:orange"
-        error = [[rival["ratio"] - low], [high - rival["ratio"]]]
-        axes.barh(height, rival["ratio"], 0.7, color=colour, xerr=error)
-        if rival["target"] is not None:
-            axes.plot([rival["target"]] * 2, [height - 0.45, height + 0.45], color="black")
-    labels = [f"{run['case']}\n{run['direction']}, against {rival['name']}" for run, rival in bars]
-    axes.set_yticks(range(len(bars)), labels, fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlabel(
-        "time of the rival / ours (against our own or an allowance: ours / its); line: target"
-    )
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+def series(family: Family, direction: str, name: str, what: str) -> list[tuple[int, float]]:
+    """(length, seconds or peak_mib) of ours or of a rival."""
+    runs = [run for run in family if run["direction"] == direction]
+    lines = [(run["length"], run if name == OURS else rival_of(run, name)) for run in runs]
+    return [(length, line[what]) for length, line in lines if line.get(what) is not None]
+
+
+def slope(points: list[tuple[int, float]]) -> float | None:
+    """Of log(value) over log(length), least squares; None without two lengths."""
+    if len({length for length, _ in points}) < 2:
+        return None
+    xs = [math.log(length) for length, _ in points]
+    ys = [math.log(value) for _, value in points]
+    x, y = sum(xs) / len(xs), sum(ys) / len(ys)
+    over = sum((a - x) ** 2 for a in xs)
+    return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / over
+
+
+def directions_of(family: Family) -> list[str]:
+    return list(dict.fromkeys(run["direction"] for run in family))
+
+
+def slopes(family: Family) -> str:
+    """Of the time over the length, for all who took part."""
+    parts = []
+    for name in (OURS, *names_of(family)):
+        values = {d: slope(series(family, d, name, "seconds")) for d in directions_of(family)}
+        shown = [f"{value:.2f} {d}" for d, value in values.items() if value is not None]
+        if shown:
+            parts.append(f"{name} {', '.join(shown)}")
+    return "; ".join(parts)
+
+
+def targets(report: Report) -> str:
+    """Every ratio that the project asks for, and what came of it."""
+    rows: list[tuple[str, ...]] = [("case", "direction", "against", "wanted", "found", "verdict")]
+    for run in report["runs"]:
+        for rival in run["rivals"]:
+            if rival["target"] is None or rival.get("ratio") is None or disturbed(run):
+                continue
+            verdict = {True: "met", False: "not met", None: "none"}[rival["met"]]
+            rows.append(
+                (
+                    *(run["case"], run["direction"], rival["name"]),
+                    *(f"≥ {rival['target']}", f"{rival['ratio']:.2f}", verdict),
+                )
+            )
+    return markdown(rows) if len(rows) > 1 else ""
+
+
+def comparison(now: Report, then: Report) -> str:
+    """By the ratio to the same rival in the same process: a slower day slows the rival too."""
+    earlier = {(run["case"], run["direction"], run["dtype"]): run for run in then["runs"]}
+    rows: list[tuple[str, ...]] = [
+        ("case", "dtype", "direction", "then ms", "now ms", "against", "then", "now", "faster by")
+    ]
+    for run in now["runs"]:
+        old = earlier.get((run["case"], run["direction"], run["dtype"]))
+        if old is None:
+            continue
+        for rival in run["rivals"]:
+            was = rival_of(old, rival["name"])
+            if rival.get("ratio") is None or was.get("ratio") is None:
+                continue
+            if disturbed(run) or disturbed(old):
+                continue
+            rows.append(
+                (
+                    *(run["case"], run["dtype"], run["direction"]),
+                    *(milliseconds(old["seconds"]), milliseconds(run["seconds"]), rival["name"]),
+                    *(f"{was['ratio']:.2f}", f"{rival['ratio']:.2f}"),
+                    f"{rival['ratio'] / was['ratio']:.2f}",
+                )
+            )
+            break
+    return markdown(rows)
+
+
+def machine_lines(report: Report) -> list[str]:
+    machine, bounds = report["machine"], report["ceilings"]
+    threads = f", {machine['threads']} threads" if machine["threads"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    shown = [
+        f"{name} {value / 1e9:.0f} {'GB/s' if name in ('copy', 'clone') else 'GFLOP/s'}"
+        for name, value in bounds.items()
+    ]
+    lines = [f"{machine['name']}{threads}; {versions}; {report['date']}."]
+    if shown:
+        lines.append(f"Ceilings measured in this run: {', '.join(shown)}.")
+    shares = [run["neighbours"] for run in report["runs"]]
+    if shares:
+        above = sum(share > MOST_NEIGHBOURS for share in shares)
+        lines.append(
+            f"Other processes used {min(shares):.0%} to {max(shares):.0%} of the processors during "
+            f"a line; {above} of {len(shares)} lines had more than {MOST_NEIGHBOURS:.0%} (†: no "
+            f"verdict). Times are those of the {report['runs'][0]['clock']}'s clock."
+        )
+    return lines
+
+
+def gate_lines(report: Report) -> list[str]:
+    """What the registry said, and what was therefore not timed."""
+    lines = []
+    for gate in report["gates"]:
+        found = f"{gate['op']}, {gate['dtype']}: "
+        if not gate["failed"]:
+            lines.append(found + f"{gate['cases']} cases right")
+            continue
+        lines.append(found + f"REFUSED: {len(gate['failed'])} of {gate['cases']} cases wrong")
+        lines += [f"  {failure}" for failure in gate["failed"]]
+    for case in report["refused"]:
+        lines.append(f"{case['case']}, {case['dtype']}: REFUSED: {case['reason']}")
+    missing = [f"{m['reason']} ({m['dtype']}): nothing is timed" for m in report["missing"]]
+    return [*lines, *missing]
+
+
+def gate_text(report: Report) -> str:
+    return "; ".join(line.strip() for line in gate_lines(report)) + "."
+
+
+def tables(report: Report) -> str:
+    """All of it, for the terminal."""
+    parts = ["\n".join(machine_lines(report)), "\n".join(gate_lines(report))]
+    for family in families(report):
+        run = family[0]
+        parts.append(f"{run['op']} {run['family']}, {run['dtype']}\n\n{family_table(family)}")
+        if slopes(family):
+            parts.append(f"Slopes of time: {slopes(family)}")
+        parts += absences(family)
+    return "\n\n".join(part for part in [*parts, targets(report)] if part)

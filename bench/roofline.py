@@ -89,13 +89,19 @@ def exp_omega_rule_flops(
 
 
 def omega_rule_muon_flops(
-    tokens: int, heads: int, shapes: Shapes, chunk: int, window: int, steps: int
+    tokens: int,
+    heads: int,
+    shapes: Shapes,
+    chunk: int,
+    window: int,
+    steps: int,
+    every: int = 1,
 ) -> float:
-    """Newton-Schulz per token, the window's rank-one updates of S, the scan of M and the read."""
+    """Newton-Schulz at the writes, the window's rank-one updates of S, the scan of M, the read."""
     chunks = tokens // chunk
     errors = 2.0 * error_size(shapes) * (tokens + (chunks - 1) * (window - 1))
     token = (2.0 * window + 2.0 + 3.0 + 2.0) * state_size(shapes)
-    schulz = sum(newton_schulz_flops(tokens, *shape, steps) for shape in shapes)
+    schulz = sum(newton_schulz_flops(tokens // every, *shape, steps) for shape in shapes)
     return heads * (errors + tokens * token + schulz)
 
 

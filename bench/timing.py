@@ -5,10 +5,11 @@ A machine that slows down for a second slows both; the median of the ratios hard
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ Inputs = dict[str, Any]  # keyword arguments: tensors, and tuples of tensors
 Operator = Callable[[Inputs], Tensor]
 Call = Callable[[], object]  # what is timed
 DIRECTIONS = ("forward", "forward+backward")
+DECODE = "decode"  # of operators that write their state in place
+WARM_UP, LEAST_ROUNDS = 2, 3
 
 
 def tensors_of(inputs: Inputs) -> list[Tensor]:
@@ -37,12 +40,13 @@ def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
 
 
 def evaluate(operator: Operator, inputs: Inputs, direction: str, grad: Tensor) -> list[Tensor]:
-    """The output; with "forward+backward" followed by the gradients of all inputs."""
+    """The output; with "forward+backward" also the gradients of all inputs that ask for one."""
     if direction == "forward":
         with torch.no_grad():
             return [operator(inputs)]
     out = operator(inputs)
-    return [out, *torch.autograd.grad(out, tensors_of(inputs), grad)]
+    leaves = [tensor for tensor in tensors_of(inputs) if tensor.requires_grad]
+    return [out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
 
 def prepare(operator: Operator, inputs: Inputs, direction: str, grad: Tensor) -> Call:
@@ -55,28 +59,32 @@ def prepare(operator: Operator, inputs: Inputs, direction: str, grad: Tensor) ->
     return call
 
 
-def stopwatch(call: Call, repeat: int = 1) -> float:
-    """Seconds per call."""
+def stopwatch(call: Call) -> float:
+    """Seconds of one call."""
     start = time.perf_counter()
-    for _ in range(repeat):
-        call()
-    return (time.perf_counter() - start) / repeat
+    call()
+    return time.perf_counter() - start
 
 
-class Turns:
-    """Gives every rival its turn before each of our rounds, and pairs the times afterwards."""
+def interleave(
+    calls: Mapping[str, Call],
+    seconds_of: Callable[[Call], float],
+    rounds: int,
+    most_seconds: float = math.inf,
+) -> dict[str, list[float]]:
+    """Seconds of each round, in which all take their turn; ours, the last, right after the rivals.
 
-    def __init__(self, calls: dict[str, tuple[Call, int]]) -> None:  # (call, repeat)
-        self._calls = calls
-        self._seconds: dict[str, list[float]] = {name: [] for name in calls}
-
-    def take(self) -> None:
-        for name, (call, repeat) in self._calls.items():
-            self._seconds[name].append(stopwatch(call, repeat))
-
-    def seconds(self, name: str, rounds: int) -> list[float]:
-        """Of the last `rounds` turns: those before were for warming up."""
-        return self._seconds[name][-rounds:]
+    Rounds end early, with LEAST_ROUNDS at the least, once they have taken `most_seconds`.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    start = time.perf_counter()
+    for done in range(WARM_UP + rounds):
+        enough = done >= WARM_UP + LEAST_ROUNDS
+        if enough and time.perf_counter() - start > most_seconds:
+            break
+        for name, call in calls.items():
+            taken[name].append(seconds_of(call))
+    return {name: seconds[WARM_UP:] for name, seconds in taken.items()}
 
 
 class Neighbours:
@@ -103,5 +111,6 @@ class Neighbours:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, statistics.median(values), high

@@ -4,19 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import atlas_ext
 import atlas_ext.reference as reference
 from atlas_ext import testing
-from bench import eager, report, roofline
-from bench.cases import CASES, find, update
-from bench.cases.base import Case, OperatorCase, Rival, names_of
-from bench.cases.layer import PlainLayer
-from bench.cases.model import DecodeCase
-from bench.cases.rule import allowance
-from bench.timing import DIRECTIONS, Turns, evaluate, map_inputs, prepare, quartiles, tensors_of
+from bench import eager, packages, roofline
+from bench.timing import DIRECTIONS, evaluate, interleave, map_inputs, prepare, quartiles
 
 LEAVES = {"forward": False, "forward+backward": True}
-
 
 LINEAR, MLP, GATED = ((3, 4),), ((7, 4), (3, 7)), ((7, 4), (7, 4), (3, 7))
 MEMORIES = {"linear": LINEAR, "mlp": MLP, "gated": GATED, "squat": ((3, 4), (3, 3))}
@@ -40,7 +33,7 @@ def assert_equal_with_gradients(operator, expected, inputs: dict) -> None:
     grad = torch.randn(expected(inputs).shape, dtype=torch.float64)
     actual = evaluate(operator, leaves, DIRECTIONS[1], grad)
     wanted = evaluate(expected, leaves, DIRECTIONS[1], grad)
-    names = ["output", *names_of(inputs)]
+    names = ["output", *testing.named_tensors(inputs)]
     for name, ours, theirs in zip(names, actual, wanted, strict=True):
         assert testing.relative_error(ours, theirs) < 1e-9, name
 
@@ -150,68 +143,38 @@ def test_work_counts() -> None:
     assert roofline.omega_rule_update_bytes(1, 2, mlp) == 4 * 5 * 2 * size
 
 
-def test_allowance_counts_what_a_forward_and_backward_hold() -> None:
-    """At T = 128: two chunks of 4 heads with 2 * 64 * 256 weights and as many of momentum."""
-    parts = allowance(128)
-    assert parts["checkpoints"] == 4 * 2 * 4 * 2 * (2 * 64 * 256)
-    case = find("mlp memory at")[0]
-    assert isinstance(case, OperatorCase)
-    tensors = tensors_of(case.inputs(128))
-    assert parts["inputs"] == parts["gradients"] == sum(t.nbytes for t in tensors)
-    assert parts["output"] == case.grad(128).nbytes
+@pytest.mark.parametrize("every", [1, 4])
+def test_eager_rule_of_the_presets(every) -> None:
+    """Features and a residual before Newton-Schulz, with writes at some tokens only."""
+    inputs = rule_inputs(((6, 15), (4, 6)), batch=1, tokens=16)
+    options = {"residual": True, "degree": 2, "chunk_size": 8}
+    assert_equal_with_gradients(
+        rule(eager.omega_rule_muon, every=every, **options),
+        lambda held: reference.omega_rule(**held, ns_steps=5, ns_every=every, **options)[0],
+        inputs,
+    )
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_cases_are_complete(case: Case) -> None:
-    assert case in find(case.name)
-    assert [other.name for other in CASES].count(case.name) == 1
-    assert len({rival.name for rival in case.rivals}) == len(case.rivals) > 0
-    timed = any(rival.allowance is None for rival in case.rivals)
-    assert case.most_rounds >= 15 or not timed
-    assert case.flops(case.directions[-1]) > 0
+def test_torch_muon_is_newton_schulz() -> None:
+    x = testing.conditioned(torch.Generator().manual_seed(0), 1, 12, 8).float()
+    expected = reference.newton_schulz(x.double())
+    assert testing.relative_error(packages.torch_muon({"x": x}), expected) < 3e-2  # bfloat16 inside
 
 
-def test_decoding_is_checked_against_the_reference() -> None:
-    config = {"memory": "linear", "num_layers": 1, "hidden_size": 32, "num_heads": 2}
-    rival = Rival("ours, context 8", length=8, at_most=True)
-    case = DecodeCase(
-        name="small", op="omega_rule_update", rivals=(rival,), preset="atlas-tiny", context=70,
-        tokens=40, overrides=config,
-    )  # fmt: skip
-    assert case.missing is None
-    assert all(error < case.tolerance for error in case.errors().values())
-    case.call(rival, DIRECTIONS[0])()
-    assert int(case.cache_after(8).position) == 8
-
-
-@pytest.mark.parametrize("case", update.CASES, ids=lambda case: case.name)
-def test_timed_updates_leave_the_state_finite(case) -> None:
-    inputs = case.inputs(2)
-    before = [tensor.clone() for tensor in inputs["state"].weights]
-    if case.missing:
-        pytest.skip(case.missing)
-    with torch.no_grad():
-        for _ in range(300):
-            atlas_ext.omega_rule_update(**inputs, **case.options)
-    for old, new in zip(before, inputs["state"].weights, strict=True):
-        assert 0.1 < float(new.norm() / old.norm()) < 10.0
-
-
-def test_plain_layer_equals_itself_with_the_reference() -> None:
-    torch.manual_seed(0)
-    layer, x = PlainLayer().double(), torch.randn(1, 64, 256, dtype=torch.float64)
-    expected = layer(x, reference.omega_rule)
-    assert testing.relative_error(layer(x, eager.omega_rule), expected) < 1e-9
-
-
-def test_turns_pair_each_round_with_the_turn_before_it() -> None:
+def test_all_take_turns_in_every_round() -> None:
     calls = []
-    turns = Turns({"rival": (lambda: calls.append("rival"), 2)})
-    for _ in range(4):
-        turns.take()
-        calls.append("ours")
-    assert calls == ["rival", "rival", "ours"] * 4
-    assert len(turns.seconds("rival", 3)) == 3
+    names = {name: lambda name=name: calls.append(name) for name in ("rival", "ours")}
+    seconds = iter(range(100))
+
+    def seconds_of(call) -> float:
+        call()
+        return float(next(seconds))
+
+    taken = interleave(names, seconds_of, rounds=4)
+    assert calls == ["rival", "ours"] * (2 + 4)
+    assert taken == {"rival": [4, 6, 8, 10], "ours": [5, 7, 9, 11]}  # less two rounds to warm up
+    calls.clear()
+    assert len(interleave(names, seconds_of, rounds=40, most_seconds=0.0)["ours"]) == 3
     assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
 
 
@@ -225,38 +188,3 @@ def test_prepared_call_asks_for_gradients_only_where_named(direction) -> None:
 
     prepare(operator, {"x": torch.ones(3)}, direction, torch.ones(3))()
     assert seen == [LEAVES[direction]]
-
-
-def test_table_has_a_verdict_for_each_target() -> None:
-    rival = {"name": "eager", "seconds": 2e-3, "ratio": 2.0, "ratio_quartiles": [1.9, 2.1]}
-    rivals = [
-        {**rival, "at_most": False, "target": 1.5, "met": True},
-        {**rival, "at_most": False, "target": 4.0, "met": False},
-        {**rival, "at_most": False, "target": None, "met": None},
-        {**rival, "at_most": True, "target": 8.4, "met": None},
-    ]
-    run = {"case": "c", "direction": "forward", "seconds": 1e-3, "flops": 1e8, "peak_mib": {}}
-    run |= {"memory_bound": False, "rivals": rivals}
-    ceilings = {"sgemm_gflops": 200.0, "fma_gflops": None}
-    machine = {"atlas_ext": {"ceilings": ceilings}}
-    text = report.table({"benchmarks": [{"extra_info": run}], "machine_info": machine})
-    verdicts = [line.split("|")[8].strip() for line in text.splitlines()[2:]]
-    assert verdicts == ["met", "not met", "–", "none"]
-    assert "50% sgemm" in text
-    assert "≤ 8.4" in text
-
-
-def test_table_names_what_was_absent_and_shows_rates_and_peaks() -> None:
-    absent = {"name": "titans: not installed", "seconds": None, "ratio": None, "met": None}
-    absent |= {"at_most": False, "target": 2.5}
-    peak = {"name": "allowance", "seconds": None, "ratio": 1.2, "ratio_quartiles": [1.1, 1.3]}
-    peak |= {"at_most": True, "target": 1.5, "met": True, "peaks_mib": [120.0, 100.0]}
-    run = {"case": "c", "direction": "forward", "seconds": 0.5, "flops": 1e8, "peak_mib": {}}
-    run |= {"memory_bound": False, "rivals": [absent, peak], "tokens_per_second": 128.0}
-    machine = {"atlas_ext": {"ceilings": {"sgemm_gflops": 200.0, "fma_gflops": None}}}
-    text = report.table({"benchmarks": [{"extra_info": run}], "machine_info": machine})
-    lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()[2:]]
-    assert lines[0][4:9] == ["titans: not installed", "–", "–", "≥ 2.5", "none"]
-    assert lines[1][5:9] == ["–", "1.20 [1.10, 1.30]", "≤ 1.5", "met"]
-    assert lines[1][-2] == "120 / 100"
-    assert "(128 tokens/s)" in lines[0][9]

@@ -1,18 +1,17 @@
-"""What a case of the benchmark is: one operator at one shape, its rivals and its targets."""
+"""What a case of the benchmark is: one call of the tests' kind, its length and its rivals."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import atlas_ext
-import atlas_ext.reference
-from atlas_ext.testing import relative_error
+from atlas_ext import testing
+from bench.setting import Setting
 from bench.timing import (
     DIRECTIONS,
     Call,
@@ -24,89 +23,118 @@ from bench.timing import (
     tensors_of,
 )
 
-Pair = tuple[float | None, float | None]  # of the two directions
+SIZES = ("small", "train", "long")
 
-# Relative Frobenius errors against the float64 reference on the same (rounded) inputs.
-PLAIN, WITH_NEWTON_SCHULZ, BFLOAT16 = 2e-5, 5e-4, 2e-2
-ACTIVATIONS = ("q", "k", "v", "x")  # inputs that are held in the case's dtype
-SHORT = 64  # matrices, rows or tokens of a call that warms up: one chunk
+
+class Shape(NamedTuple):
+    """What may differ between sizes and devices."""
+
+    length: int  # tokens, matrices, rows or sequences: the plots' axis
+    batch: int = 1
+    heads: int = 4
+
+
+Shapes = Mapping[str, Mapping[str, Shape]]  # by device, then by size
+
+
+def shapes(cpu: tuple[int, ...], cuda: tuple[int, ...], emulated: int) -> Shapes:
+    """Lengths of the three sizes; on a GPU 8 sequences of 16 heads, emulated one of one."""
+    return {
+        "cpu": {size: Shape(length) for size, length in zip(SIZES, cpu, strict=True)},
+        "cuda": {size: Shape(length, 8, 16) for size, length in zip(SIZES, cuda, strict=True)},
+        "emulated": {SIZES[0]: Shape(emulated, 1, 1)},
+    }
 
 
 @dataclass(frozen=True)
 class Rival:
-    """Who we are compared with, and the ratio that the project asks for."""
+    """Who we are compared with."""
 
     name: str
-    operator: Operator | None = None  # None: our own operator
-    inputs: Callable[[int], Inputs] | None = None  # of its own, from a length; None: the case's
-    length: int | None = None  # None: the case's own
-    repeat: int = 1  # calls per turn
-    targets: Pair = (None, None)
-    at_most: bool = False  # ours / rival <= target; otherwise rival / ours >= target
-    allowance: Callable[[int], dict[str, int]] | None = None  # bytes, set against our peak memory
-    absent: str = ""  # why it cannot take part here
-    peak: bool = True  # its peak memory is worth a process of its own
+    operator: Operator | None = None  # of the case's inputs, or of its own
+    inputs: Callable[[Inputs], Inputs] | None = None  # its own, from the case's
+    call: Callable[[Setting], Call] | None = None  # what is timed, where that is no operator
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[str, ...] | None = None  # None: all
+    directions: tuple[str, ...] = DIRECTIONS
+    targets: tuple[float | None, float | None] = (None, None)  # of both directions (Case.target)
+    absent: str = ""  # why it cannot take part on this machine
 
-    def ratio(self, ours: float, theirs: float) -> float:
-        return ours / theirs if self.at_most else theirs / ours
-
-    def met(self, ratio: float, target: float) -> bool:
-        return ratio <= target if self.at_most else ratio >= target
+    def takes_part(self, setting: Setting, direction: str) -> bool:
+        known = self.dtypes is None or setting.dtype in self.dtypes
+        return setting.device in self.devices and known and direction in self.directions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """The common part: a line of the table for each rival and direction."""
+    """One operator at one length. Cases of one family differ in length alone."""
 
-    name: str
     op: str
+    family: str
+    size: str
+    shape: Shape
+    unit: str = "T"  # of the length
     rivals: tuple[Rival, ...]
-    tolerance: float = PLAIN
     directions: tuple[str, ...] = DIRECTIONS
+    dtypes: tuple[str, ...] | None = None  # None: all
     memory_bound: bool = False
-    most_rounds: int = 1000  # fewer where a round takes long
-    tokens: int | None = None  # decoded in a call: the table then shows a rate
 
     @property
-    def missing(self) -> str | None:
-        """Why the case cannot run here; None: it can."""
+    def name(self) -> str:
+        return f"{self.op} {self.family}, {self.unit}{self.shape.length}"
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Operators whose cases in the registry must be right."""
+        return (self.op,)
+
+    def target(self, rival: Rival, direction: str, setting: Setting) -> float | None:
+        """How many times as fast as the rival the project wants us: on the CPU, in training."""
+        judged = setting == Setting("cpu", "float32") and self.size == "train"
+        return rival.targets[self.directions.index(direction)] if judged else None
+
+    def errors(self, setting: Setting) -> tuple[dict[str, float], float]:
+        """Relative errors of this case, and what they may be at most."""
         raise NotImplementedError
 
-    def errors(self) -> dict[str, float]:
-        """Relative errors that `tolerance` bounds: of short inputs, and of the full size."""
-        raise NotImplementedError
-
-    def call(self, rival: Rival | None, direction: str, length: int | None = None) -> Call:
+    def call(self, rival: Rival | None, direction: str, setting: Setting) -> Call:
         """What is timed; None stands for our operator."""
         raise NotImplementedError
 
     def flops(self, direction: str) -> float:
         raise NotImplementedError
 
+    def moved(self, direction: str, setting: Setting) -> float:
+        """Bytes that any implementation moves; only where memory decides."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorCase(Case):
-    """A differentiable operator. `length` is its first size: matrices, rows or tokens."""
+    """A differentiable operator, called as `testing.Case` calls it."""
 
-    build: Callable[[torch.Generator, int], Inputs]  # float64, from a generator and a length
-    length: int
-    check_length: int  # short enough for the token-by-token reference
-    forward_flops: Callable[[int], float]
-    out_shape: Callable[[int], tuple[int, ...]]
+    build: Callable[[torch.Generator, Shape], Inputs]  # float64
+    forward_flops: Callable[[Shape], float]
     options: dict[str, Any] = field(default_factory=dict)
-    dtype: torch.dtype = torch.float32  # of activations
-    checker: Operator | None = None  # against which the full size is checked; None: first rival
+    orthogonalised: bool = False
+    checker: Operator | None = None  # of the longer sizes, in float32; None: the first rival
     # what a call does with the operator, or with another of its signature
     body: Callable[[Callable[..., Any], Inputs, dict[str, Any]], Tensor] | None = None
 
-    def inputs(self, length: int | None = None) -> Inputs:
-        generator = torch.Generator().manual_seed(0)
-        built = map_inputs(Tensor.float, self.build(generator, length or self.length))
-        return {n: t.to(self.dtype) if n in ACTIVATIONS else t for n, t in built.items()}
+    @property
+    def entry(self) -> testing.Case:
+        """The same call as the registry's tests know it."""
+        return testing.Case(
+            self.op,
+            f"{self.family}, {self.size}",
+            "benchmark",
+            lambda generator: self.build(generator, self.shape),
+            self.options,
+            orthogonalised=self.orthogonalised,
+        )
 
-    def grad(self, length: int | None = None) -> Tensor:
-        generator = torch.Generator().manual_seed(1)
-        return torch.randn(self.out_shape(length or self.length), generator=generator)
+    def inputs(self, setting: Setting) -> Inputs:
+        return self.entry.inputs(setting.torch_dtype, setting.torch_device)
 
     def run(self, function: Callable[..., Any], inputs: Inputs) -> Tensor:
         if self.body is not None:
@@ -116,82 +144,58 @@ class OperatorCase(Case):
     def ours(self, inputs: Inputs) -> Tensor:
         return self.run(getattr(atlas_ext, self.op), inputs)
 
-    def reference(self, inputs: Inputs) -> Tensor:
-        return self.run(getattr(atlas_ext.reference, self.op), inputs)
-
-    @functools.cached_property
-    def missing(self) -> str | None:  # type: ignore[override]
-        names = (f"atlas_ext::{self.op}", f"atlas_ext::{self.op}_backward")
-        return missing_kernels(self.op, names) or missing_option(
-            lambda: evaluate(self.ours, self.inputs(1), DIRECTIONS[0], self.grad(1))
-        )
-
-    def call(self, rival: Rival | None, direction: str, length: int | None = None) -> Call:
-        operator, build = self.ours, self.inputs
+    def call(self, rival: Rival | None, direction: str, setting: Setting) -> Call:
+        if rival is not None and rival.call is not None:
+            return rival.call(setting)
+        operator, inputs = self.ours, self.inputs(setting)
         if rival is not None:
-            operator, build = rival.operator or self.ours, rival.inputs or self.inputs
-            length = length or rival.length
-        length = length or self.length
-        inputs = build(length)
-        grad = self.grad(length).to(tensors_of(inputs)[0].dtype)
+            assert rival.operator is not None
+            operator = rival.operator
+            inputs = rival.inputs(inputs) if rival.inputs is not None else inputs
+        with torch.no_grad():
+            shape = operator(inputs).shape
+        generator = torch.Generator().manual_seed(1)
+        grad = torch.randn(shape, generator=generator).to(setting.torch_device)
         return prepare(operator, inputs, direction, grad)
 
     def flops(self, direction: str) -> float:
-        return self.forward_flops(self.length) * (1 if direction == DIRECTIONS[0] else 3)
+        return self.forward_flops(self.shape) * (1 if direction == DIRECTIONS[0] else 3)
 
-    def errors(self) -> dict[str, float]:
-        errors = self._against_reference()
-        checker = self.checker or self.rivals[0].operator
-        if checker is not None:
-            inputs = self.inputs()
+    def moved(self, direction: str, setting: Setting) -> float:
+        inputs = self.inputs(setting)
+        read = sum(tensor.nbytes for tensor in tensors_of(inputs))
+        with torch.no_grad():
+            written = self.ours(inputs).nbytes
+        return read + written if direction == DIRECTIONS[0] else 3 * read + 2 * written
+
+    def errors(self, setting: Setting) -> tuple[dict[str, float], float]:
+        """The small size meets the reference, gradients included; longer ones the checker."""
+        inputs, limit = self.inputs(setting), setting.tolerance(self.entry)
+        if self.size == SIZES[0]:
+            wide = map_inputs(Tensor.double, inputs)
+            reference = getattr(atlas_ext.reference, self.op)
+            with setting.active():
+                actual = self._with_gradients(self.ours, inputs)
+            expected = self._with_gradients(lambda held: self.run(reference, held), wide)
+            names = ["output", *(f"grad {name}" for name in testing.named_tensors(inputs))]
+        else:
+            checker = self.checker or self.rivals[0].operator
+            assert checker is not None
             with torch.no_grad():
-                theirs = checker(map_inputs(Tensor.float, inputs))
-                errors["full size"] = relative_error(self.ours(inputs), theirs)
-        return errors
+                with setting.active():
+                    actual = [self.ours(inputs)]
+                expected = [checker(map_inputs(Tensor.float, inputs))]
+            names = ["output"]
+        found = zip(names, actual, expected, strict=True)
+        return {name: testing.relative_error(a, b) for name, a, b in found}, limit
 
-    def _against_reference(self) -> dict[str, float]:
-        """Of the output and of every gradient, against float64 on a short input."""
-        inputs, grad = self.inputs(self.check_length), self.grad(self.check_length)
-        wide, both = map_inputs(Tensor.double, inputs), DIRECTIONS[1]
-        grad = grad.to(tensors_of(inputs)[0].dtype)
-        actual = evaluate(self.ours, leaves_of(inputs), both, grad)
-        expected = evaluate(self.reference, leaves_of(wide), both, grad.double())
-        names = ["output", *(f"grad_{name}" for name in names_of(inputs))]
-        return {
-            name: relative_error(ours, theirs)
-            for name, ours, theirs in zip(names, actual, expected, strict=True)
-        }
-
-
-def missing_kernels(op: str, names: tuple[str, ...]) -> str | None:
-    if not hasattr(atlas_ext, op):
-        return f"{op}: not in this version"
-    built = all(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU") for name in names)
-    return None if built else f"{op}: op not built"
-
-
-def missing_option(attempt: Callable[[], object]) -> str | None:
-    """What a version without some memory or option says of itself."""
-    try:
-        attempt()
-    except RuntimeError as error:
-        if "not in this version" in str(error):
-            return str(error)
-        raise
-    return None
-
-
-def leaves_of(inputs: Inputs) -> Inputs:
-    return map_inputs(lambda tensor: tensor.detach().requires_grad_(), inputs)
-
-
-def names_of(inputs: Inputs) -> list[str]:
-    """Of every tensor, as `tensors_of` lists them."""
-    names = []
-    for name, value in inputs.items():
-        several = isinstance(value, tuple)
-        names.extend([f"{name}[{i}]" for i in range(len(value))] if several else [name])
-    return names
+    def _with_gradients(self, operator: Operator, inputs: Inputs) -> list[Tensor]:
+        leaves = map_inputs(lambda tensor: tensor.detach().requires_grad_(), inputs)
+        with torch.no_grad():
+            out = operator(inputs)
+        generator = torch.Generator().manual_seed(2)
+        grad = torch.randn(out.shape, generator=generator).bfloat16()  # exact in every dtype
+        return evaluate(operator, leaves, DIRECTIONS[1], grad.to(out.device))
 
 
 def first(output: Tensor | tuple[Tensor, Any]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,97 +11,124 @@ from torch import Tensor
 
 from atlas_ext import testing
 from bench import eager, roofline
-from bench.cases.base import OperatorCase, Rival
-from bench.cases.rule import CHUNK, HEADS, MLP, WINDOW, call_eager, deep_weights
+from bench.cases.base import Case, OperatorCase, Rival, Shape, Shapes, shapes
+from bench.cases.rule import CHUNK, COMPILED, MLP, WINDOW, deep_weights, in_float32, stepwise
 from bench.timing import Inputs
 
 KEY = 64
 L2: dict[str, Any] = {"objective": "l2"}
 # A chunk's steps are all taken at its start, and every key of 64 meets every other: small ones.
 STEP = 0.01
+LENGTHS = shapes((256, 2048, 8192), (512, 2048, 8192), 2 * CHUNK)
+DEEP_LENGTHS = shapes((256, 1024, 4096), (512, 2048, 8192), 2 * CHUNK)
 
 
-def linear_inputs(generator: torch.Generator, tokens: int) -> Inputs:
-    sizes = {"H": HEADS, "K": KEY, "V": KEY, "W": WINDOW}
-    inputs = testing.omega_tensors(generator, (1, tokens), **sizes, theta=True)
+def linear_inputs(generator: torch.Generator, shape: Shape) -> Inputs:
+    sizes = {"H": shape.heads, "K": KEY, "V": KEY, "W": WINDOW}
+    inputs = testing.omega_tensors(generator, (shape.batch, shape.length), **sizes, theta=True)
     inputs["eta"] = STEP * inputs["eta"]
     inputs["log_alpha"] = 0.2 * inputs["log_alpha"]
     return dict(inputs)
 
 
-def mlp_inputs(generator: torch.Generator, tokens: int) -> Inputs:
-    inputs = linear_inputs(generator, tokens)
-    return inputs | {"weights": deep_weights(generator, MLP)}
+def mlp_inputs(generator: torch.Generator, shape: Shape) -> Inputs:
+    inputs = linear_inputs(generator, shape)
+    return inputs | {"weights": deep_weights(generator, shape.heads, MLP)}
 
 
-def attention_inputs(generator: torch.Generator, tokens: int) -> Inputs:
-    lead = (1, tokens, HEADS)
-    names = {name: testing.normal(generator, *lead, KEY) for name in ("q", "k", "v")}
-    ones = torch.ones(*lead, 1, dtype=torch.float64)
-    return names | {"gamma": ones, "eta": ones[..., 0].clone()}
+def attention_inputs(generator: torch.Generator, shape: Shape) -> Inputs:
+    lead = (shape.batch, shape.length, shape.heads)
+    return {name: testing.normal(generator, *lead, KEY) for name in ("q", "k", "v")}
 
 
 def attention(inputs: Inputs) -> Tensor:
-    """torch's own, which has no gates; these take part with a factor of 0, for their gradients."""
+    """torch's own, on views of [B, T, H, K]."""
     heads = (inputs[name].transpose(1, 2) for name in ("q", "k", "v"))
-    out = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)
-    if not inputs["eta"].requires_grad:
-        return out
-    return out + 0 * (inputs["eta"].sum() + inputs["gamma"].sum())
+    out = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+    return out.transpose(1, 2)
 
 
-def gated_attention(function: Any, inputs: Inputs, options: dict[str, Any]) -> Tensor:
-    """Gates of 1 need no gradient: as many zeros as they have are what the rival returns."""
-    gates = {name: inputs[name].detach() for name in ("gamma", "eta")}
-    out: Tensor = function(**(inputs | gates), **options)[0]
-    if not inputs["eta"].requires_grad:
-        return out
-    return out + 0 * (inputs["eta"].sum() + inputs["gamma"].sum())
+def gated_attention(
+    function: Callable[..., Any], inputs: Inputs, options: dict[str, Any]
+) -> Tensor:
+    """All gates are 1, and want no gradient."""
+    q = inputs["q"]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    ones = torch.ones(*q.shape[:3], 1, dtype=wide, device=q.device)
+    out: Tensor = function(**inputs, gamma=ones, eta=ones[..., 0], **options)[0]
+    return out
 
 
-def out_shape(tokens: int) -> tuple[int, ...]:
-    return (1, tokens, HEADS, KEY)
+def rule_flops(matrices: roofline.Shapes) -> Callable[[Shape], float]:
+    return lambda shape: (
+        shape.batch
+        * roofline.exp_omega_rule_flops(shape.length, shape.heads, KEY, matrices, CHUNK, WINDOW)
+    )
 
 
-def rule_flops(tokens: int, shapes: roofline.Shapes) -> float:
-    return roofline.exp_omega_rule_flops(tokens, HEADS, KEY, shapes, CHUNK, WINDOW)
+def attention_flops(shape: Shape) -> float:
+    """Scores and sums of the pairs (t, i) with i <= t."""
+    pairs = shape.length * (shape.length + 1) / 2
+    return shape.batch * shape.heads * 2.0 * pairs * 2 * KEY
 
 
-CASES = (
-    OperatorCase(
-        name="exp_omega_rule linear, T2048 H4 K64 V64 C64 W16, momentum",
-        op="exp_omega_rule",
+@dataclass(frozen=True, kw_only=True)
+class ExpRule:
+    """A family."""
+
+    family: str
+    build: Callable[[torch.Generator, Shape], Inputs]
+    flops: Callable[[Shape], float]
+    rivals: tuple[Rival, ...]
+    where: Shapes = field(default_factory=lambda: LENGTHS)
+    options: dict[str, Any] = field(default_factory=lambda: L2)
+    body: Callable[[Callable[..., Any], Inputs, dict[str, Any]], Tensor] | None = None
+
+    def cases(self, device: str) -> list[Case]:
+        return [
+            OperatorCase(
+                op="exp_omega_rule",
+                family=f"{self.family}, B{shape.batch} H{shape.heads} C{CHUNK}",
+                size=size,
+                shape=shape,
+                rivals=self.rivals,
+                build=self.build,
+                forward_flops=self.flops,
+                options=self.options | {"chunk_size": CHUNK},
+                body=self.body,
+            )
+            for size, shape in self.where[device].items()
+        ]
+
+
+EAGER = (
+    Rival("eager, chunk by chunk", in_float32(eager.exp_omega_rule)),
+    Rival(COMPILED, stepwise(eager.exp_omega_rule, eager.exp_step, dynamic=True)),
+)
+RULES = (
+    ExpRule(
+        family=f"linear K64 V64 W{WINDOW}, momentum",
         build=linear_inputs,
-        length=2048,
-        check_length=192,
-        rivals=(Rival("eager, chunk by chunk", call_eager(eager.exp_omega_rule)),),
-        forward_flops=lambda tokens: rule_flops(tokens, ((KEY, KEY),)),
-        out_shape=out_shape,
-        options=L2 | {"chunk_size": CHUNK},
-        most_rounds=15,
+        flops=rule_flops(((KEY, KEY),)),
+        rivals=EAGER,
     ),
-    OperatorCase(
-        name="exp_omega_rule mlp F256, T1024 H4 K64 V64 C64 W16, momentum",
-        op="exp_omega_rule",
+    ExpRule(
+        family=f"mlp F256 K64 V64 W{WINDOW}, momentum",
         build=mlp_inputs,
-        length=1024,
-        check_length=192,
-        rivals=(Rival("eager, chunk by chunk", call_eager(eager.exp_omega_rule)),),
-        forward_flops=lambda tokens: rule_flops(tokens, MLP),
-        out_shape=out_shape,
-        options=L2 | {"chunk_size": CHUNK},
-        most_rounds=21,
+        flops=rule_flops(MLP),
+        rivals=EAGER,
+        where=DEEP_LENGTHS,
     ),
-    OperatorCase(
-        name="exp_omega_rule as softmax attention, T2048 H4 K64 V64 C64",
-        op="exp_omega_rule",
+    ExpRule(
+        family="as softmax attention, K64 V64",
         build=attention_inputs,
-        length=2048,
-        check_length=192,
+        flops=attention_flops,
         rivals=(Rival("scaled_dot_product_attention", attention),),
-        forward_flops=lambda tokens: HEADS * 2.0 * tokens * (tokens + 1) / 2 * 2 * KEY,
-        out_shape=out_shape,
-        options={"normalize": "softmax", "chunk_size": CHUNK},
+        options={"normalize": "softmax"},
         body=gated_attention,
     ),
 )
+
+
+def cases(device: str) -> list[Case]:
+    return [case for rule in RULES for case in rule.cases(device)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bench import eager, roofline
-from bench.cases.base import OperatorCase, Rival, first
-from bench.cases.rule import CHUNK, HEADS, MLP
+from bench import eager, packages, roofline
+from bench.cases.base import Case, OperatorCase, Rival, Shape, first, shapes
+from bench.cases.rule import CHUNK, MLP
 from bench.timing import Inputs
 
-HEAD_DIM = 64
+HEADS, HEAD_DIM = 4, 64
 WIDTH = HEADS * HEAD_DIM
-PACKAGE = "titans_pytorch"
 
 
 class PlainLayer(nn.Module):
@@ -64,20 +62,20 @@ class PlainLayer(nn.Module):
 
 
 @functools.cache
-def _layer() -> nn.Module:
+def _layer(device: str) -> nn.Module:
     torch.manual_seed(0)
-    return PlainLayer()
+    return PlainLayer().to(device)
 
 
 @functools.cache
-def _titans() -> nn.Module:
+def _titans(device: str) -> nn.Module:
     from titans_pytorch import MemoryMLP, NeuralMemory
 
     torch.manual_seed(0)
     return NeuralMemory(
         WIDTH, dim_head=HEAD_DIM, heads=HEADS, chunk_size=CHUNK,
         model=MemoryMLP(HEAD_DIM, depth=2, expansion_factor=4.0),
-    )  # fmt: skip
+    ).to(device)  # fmt: skip
 
 
 def _parameters(module: nn.Module) -> dict[str, Tensor]:
@@ -86,56 +84,60 @@ def _parameters(module: nn.Module) -> dict[str, Tensor]:
     return {n: p.detach() for n, p in named.items() if not n.startswith("memory_model.")}
 
 
-def _inputs(module: Callable[[], nn.Module], generator: torch.Generator, tokens: int) -> Inputs:
-    x = torch.randn(1, tokens, WIDTH, generator=generator, dtype=torch.float64)
-    return {"x": x, "parameters": tuple(_parameters(module()).values())}
-
-
 def _call(module: nn.Module, inputs: Inputs, *extra: Any) -> Any:
     parameters = dict(zip(_parameters(module), inputs["parameters"], strict=True))
     return functional_call(module, parameters, (inputs["x"], *extra))
 
 
+def _build(generator: torch.Generator, shape: Shape) -> Inputs:
+    x = torch.randn(shape.batch, shape.length, WIDTH, generator=generator, dtype=torch.float64)
+    return {"x": x, "parameters": tuple(p.double() for p in _parameters(_layer("cpu")).values())}
+
+
+def _ours(function: Callable[..., Any], inputs: Inputs, options: dict[str, Any]) -> Tensor:
+    out: Tensor = _call(_layer(str(inputs["x"].device)), inputs, function)
+    return out
+
+
+def _titans_inputs(inputs: Inputs) -> Inputs:
+    x = inputs["x"]
+    parameters = _parameters(_titans(str(x.device)))
+    return {"x": x, "parameters": tuple(parameters.values())}
+
+
 def _run_titans(inputs: Inputs) -> Tensor:
-    return first(_call(_titans(), inputs))
+    return first(_call(_titans(str(inputs["x"].device)), inputs))
 
 
-def _titans_inputs(tokens: int) -> Inputs:
-    inputs = _inputs(_titans, torch.Generator().manual_seed(0), tokens)
-    return inputs | {"x": inputs["x"].float()}
-
-
-def _check(inputs: Inputs) -> Tensor:
-    return _call(_layer(), inputs, eager.omega_rule_by_chunk)
-
-
-def _flops(tokens: int) -> float:
+def _flops(shape: Shape) -> float:
     """The memory, and per token four projections and the gates."""
-    around = 2.0 * tokens * WIDTH * (4 * WIDTH + 4 * HEADS)
-    return around + roofline.omega_rule_flops(tokens, HEADS, HEAD_DIM, MLP, CHUNK, 1)
+    around = 2.0 * shape.length * WIDTH * (4 * WIDTH + 4 * HEADS)
+    memory = roofline.omega_rule_flops(shape.length, HEADS, HEAD_DIM, MLP, CHUNK, 1)
+    return shape.batch * (around + memory)
 
 
-_FOUND = importlib.util.find_spec(PACKAGE) is not None
-
-CASES = (
-    OperatorCase(
-        name="layer with mlp F256 as Titans, T2048 H4 K64 V64 C64 W1, momentum",
-        op="omega_rule",
-        build=functools.partial(_inputs, _layer),
-        body=lambda function, inputs, _: _call(_layer(), inputs, function),
-        length=2048,
-        check_length=192,
-        rivals=(
-            Rival(
-                "titans-pytorch NeuralMemory",
-                _run_titans,
-                inputs=_titans_inputs,
-                targets=(2.5, 2.5),
-                absent="" if _FOUND else "titans-pytorch is not installed",
+def cases(device: str) -> list[Case]:
+    if device == "emulated":
+        return []  # omega_rule's own cases are enough there
+    where = shapes((256, 2048, 8192), (512, 2048, 8192), CHUNK)
+    return [
+        OperatorCase(
+            op="omega_rule",
+            family=f"in a layer as Titans has it, B{shape.batch} H{HEADS}, mlp F256 K64 V64 W1",
+            size=size,
+            shape=shape,
+            rivals=(
+                Rival(
+                    "titans-pytorch NeuralMemory", _run_titans, inputs=_titans_inputs,
+                    targets=(2.5, 2.5),
+                    absent=packages.absent("titans_pytorch", "titans-pytorch"),
+                ),
             ),
-        ),
-        forward_flops=_flops,
-        out_shape=lambda tokens: (1, tokens, WIDTH),
-        checker=_check,
-    ),
-)
+            dtypes=("float32", "tf32"),
+            build=_build,
+            body=_ours,
+            checker=lambda inputs: _ours(eager.omega_rule_by_chunk, inputs, {}),
+            forward_flops=_flops,
+        )
+        for size, shape in where[device].items()
+    ]  # fmt: skip

@@ -15,27 +15,36 @@ from atlas_ext.layers import omega_memory
 from atlas_ext.models import Atlas, AtlasCache, AtlasConfig
 from atlas_ext.testing import relative_error
 from bench import roofline
-from bench.cases.base import WITH_NEWTON_SCHULZ, Case, Rival, missing_kernels, missing_option
-from bench.timing import DIRECTIONS, Call
+from bench.cases.base import SIZES, Case, Rival, Shape
+from bench.setting import Setting
+from bench.timing import DECODE, Call
 
 PIECE = 4096  # tokens of the context that the model takes at a time
 VOCABULARY = 256
+CONTEXTS = (1024, 8192, 65536)
+WITH_NEWTON_SCHULZ = 5e-4  # relative error of logits
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeCase(Case):
-    """`tokens` greedy steps after `context` tokens. A rival's `length` is its context."""
+    """`tokens` greedy steps after a context of `shape.length` tokens, in float32."""
 
     preset: str
-    context: int
     tokens: int
     overrides: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    directions: tuple[str, ...] = (DECODE,)
+    dtypes: tuple[str, ...] | None = ("float32",)
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        return ("omega_rule", self.op)
 
     @functools.cached_property
     def model(self) -> Atlas:
         torch.manual_seed(0)
         config = AtlasConfig.preset(self.preset, vocab_size=VOCABULARY, **self.overrides)
-        return Atlas(config).requires_grad_(False)
+        return Atlas(config).requires_grad_(False).to(self.device)
 
     @functools.cached_property
     def _caches(self) -> dict[int, AtlasCache]:
@@ -43,7 +52,7 @@ class DecodeCase(Case):
 
     def text(self, length: int) -> Tensor:  # [1, length]
         generator = torch.Generator().manual_seed(length)
-        return torch.randint(VOCABULARY, (1, length), generator=generator)
+        return torch.randint(VOCABULARY, (1, length), generator=generator).to(self.device)
 
     def cache_after(self, context: int) -> AtlasCache:
         """A copy: the context itself is read once only, outside of what is timed."""
@@ -59,21 +68,14 @@ class DecodeCase(Case):
     def decode(self, model: Atlas, cache: AtlasCache) -> tuple[Tensor, Tensor]:
         """The tokens that were fed, [1, tokens], and the logits they gave."""
         fed, logits = [], []
-        token = torch.zeros(1, 1, dtype=torch.int64)
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         for _ in range(self.tokens):
             fed.append(token)
             logits.append(model(token, cache=cache).logits)
             token = logits[-1].argmax(-1)
         return torch.cat(fed, 1), torch.cat(logits, 1)
 
-    @functools.cached_property
-    def missing(self) -> str | None:  # type: ignore[override]
-        for op in ("omega_rule", "omega_rule_update"):
-            if reason := missing_kernels(op, (f"atlas_ext::{op}",)):
-                return reason
-        return missing_option(lambda: self.cache_after(1))
-
-    def errors(self) -> dict[str, float]:
+    def errors(self, setting: Setting) -> tuple[dict[str, float], float]:
         """Decoding against one pass over the same tokens: of the reference in float64 where the
         context is short, of our own operator after the full context."""
         context = self.text(self.model.config.chunk_size // 2)
@@ -81,22 +83,22 @@ class DecodeCase(Case):
         with torch.no_grad():
             self.model(context, cache=cache)
             fed, logits = self.decode(self.model, cache)
-            wide = Atlas(self.model.config).double()
+            wide = Atlas(self.model.config).double().to(self.device)
             wide.load_state_dict(self.model.state_dict())
             rule = atlas_ext.reference.omega_rule
             with mock.patch.object(omega_memory, "omega_rule", rule):
                 expected = wide(torch.cat([context, fed], 1)).logits[:, context.shape[1] :]
             errors = {"logits": relative_error(logits, expected)}
-            fed, logits = self.decode(self.model, self.cache_after(self.context))
-            one_pass = self.model(fed, cache=self.cache_after(self.context)).logits
-        return errors | {"full size": relative_error(logits, one_pass)}
+            fed, logits = self.decode(self.model, self.cache_after(self.shape.length))
+            one_pass = self.model(fed, cache=self.cache_after(self.shape.length)).logits
+        errors |= {"full size": relative_error(logits, one_pass)}
+        return errors, WITH_NEWTON_SCHULZ
 
-    def call(self, rival: Rival | None, direction: str, length: int | None = None) -> Call:
-        context = length or (rival.length if rival is not None else None) or self.context
-        self.cache_after(context)
+    def call(self, rival: Rival | None, direction: str, setting: Setting) -> Call:
+        self.cache_after(self.shape.length)
 
-        def call() -> None:  # copying the cache belongs to it, for both contexts alike
-            self.decode(self.model, self.cache_after(context))
+        def call() -> None:  # copying the cache belongs to it, for all contexts alike
+            self.decode(self.model, self.cache_after(self.shape.length))
 
         return call
 
@@ -114,17 +116,20 @@ class DecodeCase(Case):
         return self.tokens * (config.num_layers * memories + 2.0 * others)
 
 
-CASES = (
-    DecodeCase(
-        name="decode 64 tokens, atlas-tiny, context 65536",
-        op="omega_rule_update",
-        rivals=(
-            Rival("ours, context 1024", length=1024, targets=(1.1, None), at_most=True, peak=False),
-        ),
-        directions=DIRECTIONS[:1],
-        tolerance=WITH_NEWTON_SCHULZ,
-        preset="atlas-tiny",
-        context=65536,
-        tokens=64,
-    ),
-)
+def cases(device: str) -> list[Case]:
+    if device == "emulated":
+        return []  # the layer keeps to the native operators
+    return [
+        DecodeCase(
+            op="omega_rule_update",
+            family="in atlas-tiny, 64 tokens decoded, batch 1",
+            size=size,
+            shape=Shape(context, 1, 8),
+            unit="context ",
+            rivals=(),
+            preset="atlas-tiny",
+            tokens=64,
+            device=device,
+        )
+        for size, context in zip(SIZES, CONTEXTS, strict=True)
+    ]

@@ -4,198 +4,187 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from atlas_ext import testing
-from bench import eager, roofline
-from bench.cases.base import BFLOAT16, WITH_NEWTON_SCHULZ, OperatorCase, Rival
-from bench.roofline import Shapes
-from bench.timing import DIRECTIONS, Inputs, Operator, map_inputs
+from bench import eager, packages, roofline
+from bench.cases.base import Case, OperatorCase, Rival, Shape, Shapes, shapes
+from bench.compiled import compiled
+from bench.roofline import Shapes as Matrices
+from bench.timing import Inputs, Operator
 
-HEADS, WINDOW, CHUNK, NS_STEPS = 4, 16, 64, 5
-LINEAR: Shapes = ((64, 64),)
-DEGREE_2: Shapes = ((32, 561),)
-MLP: Shapes = ((256, 64), (64, 256))
-GATED: Shapes = ((256, 64), (256, 64), (64, 256))
+WINDOW, CHUNK, NS_STEPS = 16, 64, 5
+LINEAR: Matrices = ((64, 64),)
+DEGREE_2: Matrices = ((32, 561),)
+MLP: Matrices = ((256, 64), (64, 256))
+GATED: Matrices = ((256, 64), (256, 64), (64, 256))
+PRESET: Matrices = ((64, 153), (16, 64))  # of the Atlas presets: K = V = 16, degree 2, F = 64
 DEEP = {"residual": True}
-T2048 = "T2048 H4 K64 V64 C64 W16, momentum"
+COMPILED = "torch.compile, chunk by chunk"
+LENGTHS = shapes((256, 2048, 16384), (512, 2048, 8192), 2 * CHUNK)
+NS_LENGTHS = shapes((128, 512, 2048), (256, 1024, 4096), CHUNK)
+DEEP_NS_LENGTHS = shapes((64, 256, 512), (256, 1024, 4096), CHUNK)
 
 
-def deep_weights(generator: torch.Generator, shapes: Shapes) -> tuple[Tensor, ...]:
-    """M_0 of a memory; inner layers so large that the activation is no straight line."""
-    *inner, last = shapes
-    weights = [4.0 * testing.normal(generator, HEADS, *s) / math.sqrt(s[1]) for s in inner]
-    return (*weights, testing.normal(generator, HEADS, *last) / math.sqrt(last[1]))
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A family: one memory with one set of options."""
 
+    family: str
+    matrices: Matrices
+    rivals: tuple[Rival, ...]
+    key: int = 64
+    step: float = 0.1  # so small that the rule stays stable
+    where: Shapes = field(default_factory=lambda: LENGTHS)
+    options: dict[str, Any] = field(default_factory=dict)
 
-def rule_inputs(
-    key: int, shapes: Shapes, step: float = 0.1
-) -> Callable[[torch.Generator, int], Inputs]:
-    """B1 H4 W16, decay and momentum; steps so small that the rule stays stable."""
-
-    def build(generator: torch.Generator, tokens: int) -> Inputs:
-        sizes = {"H": HEADS, "K": key, "V": shapes[-1][0], "W": WINDOW}
-        inputs = testing.omega_tensors(generator, (1, tokens), **sizes, theta=True)
-        inputs["eta"] = step * inputs["eta"]
+    def build(self, generator: torch.Generator, shape: Shape) -> Inputs:
+        """Decay and momentum."""
+        sizes = {"H": shape.heads, "K": self.key, "V": self.matrices[-1][0], "W": WINDOW}
+        lead = (shape.batch, shape.length)
+        inputs = testing.omega_tensors(generator, lead, **sizes, theta=True)
+        inputs["eta"] = self.step * inputs["eta"]
         inputs["log_alpha"] = 0.2 * inputs["log_alpha"]
-        inputs["weights"] = deep_weights(generator, shapes)
-        return inputs
+        inputs["weights"] = deep_weights(generator, shape.heads, self.matrices)
+        return dict(inputs)
 
-    return build
-
-
-def call_eager(function: Callable[..., Tensor], **options: Any) -> Operator:
-    return lambda inputs: function(**inputs, **options)
-
-
-def rule_case(
-    name: str,
-    shapes: Shapes,
-    rivals: tuple[Rival, ...],
-    *,
-    key: int = 64,
-    step: float = 0.1,
-    length: int = 2048,
-    check_length: int = 192,
-    **fields: Any,
-) -> OperatorCase:
-    options = fields.setdefault("options", {}) | {"chunk_size": CHUNK}
-    sizes = HEADS, key, shapes, CHUNK, WINDOW
-    flops: Callable[[int], float] = lambda tokens: roofline.omega_rule_flops(tokens, *sizes)  # noqa: E731
-    if "ns_steps" in options:
-        flops = lambda tokens: roofline.omega_rule_muon_flops(  # noqa: E731
-            tokens, HEADS, shapes, CHUNK, WINDOW, NS_STEPS
+    def flops(self, shape: Shape) -> float:
+        if "ns_steps" in self.options:
+            return shape.batch * roofline.omega_rule_muon_flops(
+                shape.length, shape.heads, self.matrices, CHUNK, WINDOW, NS_STEPS,
+                self.options.get("ns_every", 1),
+            )  # fmt: skip
+        return shape.batch * roofline.omega_rule_flops(
+            shape.length, shape.heads, self.key, self.matrices, CHUNK, WINDOW
         )
-        fields["tolerance"] = WITH_NEWTON_SCHULZ
-    return OperatorCase(
-        name=name,
-        op="omega_rule",
-        build=rule_inputs(key, shapes, step),
-        length=length,
-        check_length=check_length,
-        rivals=rivals,
-        forward_flops=flops,
-        out_shape=lambda tokens: (1, tokens, HEADS, shapes[-1][0]),
-        **(fields | {"options": options}),
-    )
+
+    def cases(self, device: str) -> list[Case]:
+        return [
+            OperatorCase(
+                op="omega_rule",
+                family=f"{self.family}, B{shape.batch} H{shape.heads} C{CHUNK} W{WINDOW}",
+                size=size,
+                shape=shape,
+                rivals=self.rivals,
+                build=self.build,
+                forward_flops=self.flops,
+                options=self.options | {"chunk_size": CHUNK},
+                orthogonalised="ns_steps" in self.options,
+            )
+            for size, shape in self.where[device].items()
+        ]
 
 
-def both_variants(targets: tuple[float, float], **options: Any) -> tuple[Rival, ...]:
-    by_chunk = call_eager(eager.omega_rule_by_chunk, **options)
-    hoisted = call_eager(eager.omega_rule, **options)
+def deep_weights(generator: torch.Generator, heads: int, matrices: Matrices) -> tuple[Tensor, ...]:
+    """M_0 of a memory; inner layers so large that the activation is no straight line."""
+    *inner, last = matrices
+    weights = [4.0 * testing.normal(generator, heads, *s) / math.sqrt(s[1]) for s in inner]
+    return (*weights, testing.normal(generator, heads, *last) / math.sqrt(last[1]))
+
+
+def in_float32(function: Callable[..., Tensor], **options: Any) -> Operator:
+    """Eager states need float32; what comes out is in q's dtype."""
+
+    def operator(inputs: Inputs) -> Tensor:
+        held = {n: x.float() if n in ("q", "k", "v") else x for n, x in inputs.items()}
+        return function(**held, **options).to(inputs["q"].dtype)
+
+    return operator
+
+
+def stepwise(
+    function: Callable[..., Tensor], step: Any, dynamic: bool = False, **options: Any
+) -> Operator:
+    """The same loop around a compiled body: compiled once for all chunks."""
+    return lambda inputs: in_float32(function, step=compiled(step, dynamic), **options)(inputs)
+
+
+def dual_rivals(targets: tuple[float, float], **options: Any) -> tuple[Rival, ...]:
+    by_chunk = in_float32(eager.omega_rule_by_chunk, **options)
+    body = stepwise(eager.omega_rule_by_chunk, eager.chunk_step, **options)
     return (
         Rival("eager, chunk by chunk", by_chunk, targets=targets),
-        Rival("eager, hoisted", hoisted, targets=targets),
+        Rival("eager, hoisted", in_float32(eager.omega_rule, **options), targets=targets),
+        Rival(COMPILED, body),
     )
 
 
-def allowance(tokens: int) -> dict[str, int]:
-    """Bytes of what the forward and backward of the MLP case cannot do without, from shapes.
-
-    Inputs are q, k, v, the gates and M_0; every one of them has a gradient. Checkpoints are weights
-    and momentum at the start of each chunk, in float32. The output's own gradient is in neither
-    side of the ratio: the caller of the backward owns it.
-    """
-    rows = tokens * HEADS
-    weights = HEADS * sum(out * width for out, width in MLP)
-    inputs = rows * (3 * 64 + WINDOW + 3) + weights
-    checkpoints = tokens // CHUNK * 2 * weights
-    counts = {
-        "inputs": inputs,
-        "output": rows * 64,
-        "gradients": inputs,
-        "checkpoints": checkpoints,
-    }
-    return {name: 4 * count for name, count in counts.items()}
+def muon_rivals(targets: tuple[float | None, float | None], **options: Any) -> tuple[Rival, ...]:
+    body = stepwise(eager.omega_rule_muon, eager.muon_step, **options)
+    return (
+        Rival("eager", in_float32(eager.omega_rule_muon, **options), targets=targets),
+        Rival(COMPILED, body),
+    )
 
 
-def float32_inputs(case: OperatorCase) -> Callable[[int], Inputs]:
-    """The same (rounded) values, held in float32."""
-    return lambda length: map_inputs(Tensor.float, case.inputs(length))
+def fla_rival(name: str, operator: Operator, inputs: Callable[[Inputs], Inputs]) -> Rival:
+    """Less work than ours: no window, no momentum, one exact recurrence."""
+    return Rival(
+        name, operator, inputs, devices=("cuda",), dtypes=("bfloat16", "float16"),
+        absent=packages.absent("fla", "flash-linear-attention"),
+    )  # fmt: skip
 
 
-def bfloat16_case(name: str, target: float) -> OperatorCase:
-    def build(*rivals: Rival) -> OperatorCase:
-        return rule_case(
-            name, MLP, rivals, options=DEEP, dtype=torch.bfloat16, tolerance=BFLOAT16,
-            checker=call_eager(eager.omega_rule_by_chunk, **DEEP),
-        )  # fmt: skip
+FLA = (
+    fla_rival("fla delta rule", packages.delta_rule, packages.delta_inputs),
+    fla_rival("fla gated delta rule", packages.gated_delta_rule, packages.gated_delta_inputs),
+)
+PRESET_OPTIONS = {"residual": True, "degree": 2, "ns_steps": NS_STEPS, "ns_every": 16}
 
-    inputs = float32_inputs(build())
-    targets = target, target
-    return build(Rival("ours, float32", inputs=inputs, targets=targets, at_most=True, peak=False))
-
-
-by_chunk_linear = call_eager(eager.omega_rule_by_chunk)
-muon = eager.omega_rule_muon
-
-CASES = (
-    rule_case(f"omega_rule linear, {T2048}", LINEAR, both_variants((4.0, 4.0))),
-    rule_case(
-        "omega_rule degree 2, T2048 H4 K32 V32 C64 W16, momentum",
-        DEGREE_2,
-        both_variants((4.0, 4.0), degree=2),
+RULES = (
+    Rule(
+        family="linear K64 V64, momentum",
+        matrices=LINEAR,
+        rivals=(*dual_rivals((4.0, 4.0)), *FLA),
+    ),
+    Rule(
+        family="linear degree 2 K32 V32, momentum",
+        matrices=DEGREE_2,
+        rivals=dual_rivals((4.0, 4.0), degree=2),
         key=32,
         step=0.01,
         options={"degree": 2},
     ),
-    rule_case(
-        f"omega_rule mlp F256, {T2048}", MLP, both_variants((2.3, 2.5), **DEEP), options=DEEP
-    ),
-    rule_case(
-        f"omega_rule gated mlp F256, {T2048}",
-        GATED,
-        both_variants((2.3, 2.5), **DEEP),
+    Rule(
+        family="mlp F256 K64 V64, momentum",
+        matrices=MLP,
+        rivals=dual_rivals((2.3, 2.5), **DEEP),
         options=DEEP,
     ),
-    rule_case(
-        "omega_rule linear, NS at every token, T512 H4 K64 V64 C64 W16",
-        LINEAR,
-        (Rival("eager", call_eager(muon), targets=(2.0, 2.0)),),
-        length=512,
-        check_length=128,
+    Rule(
+        family="gated mlp F256 K64 V64, momentum",
+        matrices=GATED,
+        rivals=dual_rivals((2.3, 2.5), **DEEP),
+        options=DEEP,
+    ),
+    Rule(
+        family="linear K64 V64, NS at every token",
+        matrices=LINEAR,
+        rivals=muon_rivals((2.0, 2.0)),
+        where=NS_LENGTHS,
         options={"ns_steps": NS_STEPS},
-        most_rounds=15,
     ),
-    rule_case(
-        "omega_rule mlp F256, NS at every token, T256 H4 K64 V64 C64 W16",
-        MLP,
-        (Rival("eager", call_eager(muon, **DEEP), targets=(2.0, 2.0)),),
-        length=256,
-        check_length=80,
+    Rule(
+        family="mlp F256 K64 V64, NS at every token",
+        matrices=MLP,
+        rivals=muon_rivals((2.0, 2.0), **DEEP),
+        where=DEEP_NS_LENGTHS,
         options=DEEP | {"ns_steps": NS_STEPS},
-        most_rounds=15,
     ),
-    rule_case(
-        "omega_rule linear, T16384 against T2048",
-        LINEAR,
-        (
-            Rival(
-                "ours, T2048", length=2048, repeat=8, targets=(8.4, 8.4), at_most=True, peak=False
-            ),
-        ),
-        length=16384,
-        checker=by_chunk_linear,
-    ),
-    bfloat16_case("omega_rule mlp F256 bfloat16, T2048 H4 K64 V64 C64 W16, momentum", 1.3),
-    rule_case(
-        "omega_rule mlp F256, memory at T16384 H4 K64 V64 C64 W16, momentum",
-        MLP,
-        (
-            Rival(
-                "inputs, output, gradients, checkpoints",
-                allowance=allowance,
-                targets=(None, 1.5),
-                at_most=True,
-            ),
-        ),
-        length=16384,
-        options=DEEP,
-        checker=call_eager(eager.omega_rule_by_chunk, **DEEP),
-        directions=DIRECTIONS[1:],
-        most_rounds=5,
+    Rule(
+        family="Atlas preset, mlp F64 degree 2 K16 V16, NS every 16",
+        matrices=PRESET,
+        rivals=muon_rivals((None, None), residual=True, degree=2, every=16),
+        key=16,
+        where=NS_LENGTHS,
+        options=PRESET_OPTIONS,
     ),
 )
+
+
+def cases(device: str) -> list[Case]:
+    return [case for rule in RULES for case in rule.cases(device)]

@@ -14,7 +14,7 @@ def decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:  # [G, C] -> [G, C], [G,
     """Cumulative decays inside a chunk, and the triangle of decays from token s to token t >= s."""
     total = log_decay.cumsum(-1)
     size = total.shape[-1]
-    future = torch.ones(size, size, dtype=torch.bool).triu(1)
+    future = torch.ones(size, size, dtype=torch.bool, device=total.device).triu(1)
     between = (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(future, -math.inf)
     return total.exp(), between.exp()
 

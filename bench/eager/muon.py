@@ -1,13 +1,52 @@
-"""The Omega rule with Newton-Schulz at every token, in plain PyTorch."""
+"""The Omega rule with Newton-Schulz, in plain PyTorch."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.eager.chunks import Chunks, Scans
 from bench.eager.memory import activate, gradients, is_gated, layers_of
-from bench.eager.small import newton_schulz
+from bench.eager.small import newton_schulz, poly_features
+
+
+def muon_step(
+    layers: list[Tensor],  # each [G, out, in]
+    momenta: list[Tensor],  # each [G, out*in]
+    rows: tuple[Tensor, Tensor, Tensor],  # queries, keys, targets of a chunk
+    gates: tuple[Tensor, ...],  # gamma [G, C, W], eta, log_alpha, log_theta [G, C]
+    gated: bool,
+    steps: int,
+    every: int,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """What is read, [G, C, V], and weights and momenta after the chunk.
+
+    Per layer: one product for all S_t, one batched bmm loop, one for all M_t.
+    """
+    u, keys, targets = rows
+    now = Scans.of(*gates)
+    alpha, theta = now.alpha.unsqueeze(-1), now.theta.unsqueeze(-1)
+    left: list[Tensor] = []
+    kept: list[Tensor] = []
+    for layer, (d, x) in enumerate(gradients(layers, keys, targets)):
+        weight = layers[layer]
+        parts = 2 if gated and layer == 0 else 1  # W1 and W3 are orthogonalised on their own
+        outer = _outer(d, x, parts)
+        carried = theta * momenta[layer].unsqueeze(1)
+        all_momenta = torch.baddbmm(carried, now.gates, outer.flatten(2))  # [G, C, size]
+        chosen = all_momenta[:, every - 1 :: every]
+        written = newton_schulz(chosen.reshape(-1, *outer.shape[-2:]), steps)
+        moved = torch.bmm(now.step[..., every - 1 :: every], written.view_as(chosen))
+        moved = moved.view(*now.alpha.shape, *outer.shape[2:])  # [G, C, parts, rows, columns]
+        u = activate(u, gated) if layer == 1 else u
+        u = alpha * torch.bmm(u, weight.mT) - _apply(moved, u)
+        kept.append(all_momenta[:, -1])
+        last = moved[:, -1].mT if _is_tall(d, x, parts) else moved[:, -1]
+        left.append(now.alpha[:, -1, None, None] * weight - last.reshape(weight.shape))
+    return u, left, kept
 
 
 def omega_rule_muon(
@@ -21,34 +60,26 @@ def omega_rule_muon(
     weights: tuple[Tensor, ...],  # (W,) | (W1, W2) | (W1, W3, W2), each [H, out, in]
     *,
     residual: bool = False,
+    degree: int | None = None,
     steps: int = 5,
+    every: int = 1,  # a divisor of chunk_size
     chunk_size: int = 64,
+    step: Callable[..., Any] = muon_step,
 ) -> Tensor:  # [B, T, H, V]
-    """Per chunk and layer: one product for all S_t, one batched bmm loop, one for all M_t."""
+    """One chunk after the other; `step`: or compiled."""
     chunks = Chunks(chunk_size, gamma.shape[-1], q)
-    queries, keys = chunks.cut(q), chunks.cut_with_overhang(k)
+    lifted = (poly_features(q), poly_features(k)) if degree == 2 else (q, k)
+    queries, keys = chunks.cut(lifted[0]), chunks.cut_with_overhang(lifted[1])
     targets = chunks.cut_with_overhang(v - k if residual else v)
-    scans = Scans.of(*(chunks.cut(x) for x in (gamma, eta, log_alpha, log_theta)))
+    gates = [chunks.cut(x) for x in (gamma, eta, log_alpha, log_theta)]
     layers = layers_of(weights, chunks.batch)
     gated, outs = is_gated(layers), []
     momenta = [torch.zeros_like(layer).flatten(1) for layer in layers]
     for n in range(chunks.count):
-        now, u = scans.chunk(n), queries[n]
-        alpha, theta = now.alpha.unsqueeze(-1), now.theta.unsqueeze(-1)
-        for layer, (d, x) in enumerate(gradients(layers, keys[n], targets[n])):
-            weight = layers[layer]
-            parts = 2 if gated and layer == 0 else 1  # W1 and W3 are orthogonalised on their own
-            outer = _outer(d, x, parts)
-            carried = theta * momenta[layer].unsqueeze(1)
-            all_momenta = torch.baddbmm(carried, now.gates, outer.flatten(2))  # [G, C, size]
-            written = newton_schulz(all_momenta.view(-1, *outer.shape[-2:]), steps)
-            moved = torch.bmm(now.step, written.view_as(all_momenta))
-            moved = moved.view(*now.alpha.shape, *outer.shape[2:])  # [G, C, parts, rows, columns]
-            u = activate(u, gated) if layer == 1 else u
-            u = alpha * torch.bmm(u, weight.mT) - _apply(moved, u)
-            momenta[layer] = all_momenta[:, -1]
-            left = moved[:, -1].mT if _is_tall(d, x, parts) else moved[:, -1]
-            layers[layer] = now.alpha[:, -1, None, None] * weight - left.reshape(weight.shape)
+        u, layers, momenta = step(
+            layers, momenta, (queries[n], keys[n], targets[n]), tuple(gate[n] for gate in gates),
+            gated, steps, every,
+        )  # fmt: skip
         outs.append(u)
     out = chunks.join(torch.cat(outs))
     return out + q if residual else out

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -71,6 +74,31 @@ def write_both(state: Tensor, mix: Tensor, push: Tensor, d: Tensor, x: Tensor) -
     return torch.baddbmm(written.view_as(state), mix, state)
 
 
+def chunk_step(
+    layers: list[Tensor],  # each [G, out, in]
+    momenta: list[Tensor],
+    rows: tuple[Tensor, ...],  # queries, keys and targets of a chunk; raw queries and keys
+    gates: tuple[Tensor, ...],  # gamma [G, C, W], eta, log_alpha, log_theta [G, C]
+    degree: int | None,
+    gated: bool,
+    last: bool,  # nobody reads what the chunk leaves
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """What is read, [G, C, V], and weights and momenta after the chunk."""
+    u, keys, targets, raw_queries, raw_keys = rows
+    scans = Scans.of(*gates)
+    scores = kernel(torch.bmm(raw_queries, raw_keys.mT), degree)
+    pairs = gradients(layers, keys, targets)
+    u = read(u, layers[0], momenta[0], scans, scores, pairs[0][0])
+    if len(layers) == 2:
+        u = activate(u, gated)
+        d, x = pairs[1]
+        u = read(u, layers[1], momenta[1], scans, torch.bmm(u, x.mT), d)
+    if last:
+        return u, layers, momenta
+    left = [write(w, s, scans, *p) for w, s, p in zip(layers, momenta, pairs, strict=True)]
+    return u, [pair[0] for pair in left], [pair[1] for pair in left]
+
+
 def omega_rule_by_chunk(
     q: Tensor,  # [B, T, H, K]
     k: Tensor,  # [B, T, H, K]
@@ -84,32 +112,27 @@ def omega_rule_by_chunk(
     residual: bool = False,
     degree: int | None = None,
     chunk_size: int = 64,
+    step: Callable[..., Any] = chunk_step,
 ) -> Tensor:  # [B, T, H, V]
-    """One chunk after the other: what a careful author writes first."""
+    """One chunk after the other: what a careful author writes first. `step`: or compiled."""
     chunks = Chunks(chunk_size, gamma.shape[-1], q)
     raw_queries, raw_keys = chunks.cut(q), chunks.cut_with_overhang(k)
     queries, keys = raw_queries, raw_keys
     if degree == 2:
         queries, keys = chunks.cut(poly_features(q)), chunks.cut_with_overhang(poly_features(k))
     targets = chunks.cut_with_overhang(v - k if residual else v)
+    rows = (queries, keys, targets, raw_queries, raw_keys)
     gates = [chunks.cut(x) for x in (gamma, eta, log_alpha, log_theta)]
 
     layers = layers_of(weights, chunks.batch)
     momenta = [torch.zeros_like(layer) for layer in layers]
     gated, outs = is_gated(layers), []
     for n in range(chunks.count):
-        scans = Scans.of(*(gate[n] for gate in gates))
-        scores = kernel(torch.bmm(raw_queries[n], raw_keys[n].mT), degree)
-        pairs = gradients(layers, keys[n], targets[n])
-        u = read(queries[n], layers[0], momenta[0], scans, scores, pairs[0][0])
-        if len(layers) == 2:
-            u = activate(u, gated)
-            d, x = pairs[1]
-            u = read(u, layers[1], momenta[1], scans, torch.bmm(u, x.mT), d)
+        u, layers, momenta = step(
+            layers, momenta, tuple(row[n] for row in rows), tuple(gate[n] for gate in gates),
+            degree, gated, n + 1 == chunks.count,
+        )  # fmt: skip
         outs.append(u)
-        if n + 1 < chunks.count:
-            left = [write(w, s, scans, *p) for w, s, p in zip(layers, momenta, pairs, strict=True)]
-            layers, momenta = ([pair[i] for pair in left] for i in (0, 1))
     out = chunks.join(torch.cat(outs))
     return out + q if residual else out
 

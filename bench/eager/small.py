@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ def newton_schulz(
 
 
 @functools.cache
-def _monomials(dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def monomials(dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Factor indices into (1, x) and weights of all monomials of degree <= 2, in graded order."""
     rows, cols = torch.triu_indices(dim, dim).unbind()
     zeros = torch.zeros(1 + dim, dtype=torch.long)
@@ -44,9 +45,22 @@ def _monomials(dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     return left.to(device), right.to(device), weight.to(device)
 
 
-def poly_features(x: Tensor) -> Tensor:  # [..., K] -> [..., D]
-    """Degree 2 by index-gather: two gathers, two products, nothing concatenated at full size."""
-    left, right, weight = _monomials(x.shape[-1], x.device)
+def poly_features(
+    x: Tensor,  # [..., K]
+    products: Callable[..., Tensor] | None = None,
+) -> Tensor:  # [..., D]
+    """Degree 2 by index-gather. `products`: another than `gathered_products`, say compiled."""
+    factors = monomials(x.shape[-1], x.device)
+    return (products or gathered_products)(x, *factors)
+
+
+def gathered_products(
+    x: Tensor,  # [..., K]
+    left: Tensor,  # [D]
+    right: Tensor,  # [D]
+    weight: Tensor,  # [D]
+) -> Tensor:  # [..., D]
+    """Two gathers, two products, nothing concatenated at full size."""
     rows = x.reshape(-1, x.shape[-1])
     lifted = F.pad(rows, (1, 0), value=1.0)
     out = lifted.index_select(1, left) * lifted.index_select(1, right) * weight.to(x.dtype)
