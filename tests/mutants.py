@@ -76,7 +76,7 @@ FAULTS = [
           "set_memory(w.reference, args.options, args.in.chunk_weights, item);",
           "set_memory(w.reference, args.options, w.weights);"),
     Fault("gate of W3 forgotten", FORWARD, "omega_memory.cuh",
-          "w.d[0][at] = b * z3 * act.slope;", "w.d[0][at] = b * act.slope;"),
+          "w.d[0][at] = b * gate * act.slope;", "w.d[0][at] = b * act.slope;"),
     Fault("inner gradient detached from M_ref", BACKWARD, "omega_backward.cuh",
           "  signals_to_reference<kArithmetic>(w, g, o, reference);\n", ""),
     Fault("inner gradient detached from the keys", BACKWARD, "omega_dual_backward.cuh",
@@ -174,10 +174,7 @@ def library_with(fault: Fault | None, folder: Path) -> Path:
         sources = folder / "csrc"
         shutil.copytree(ROOT / "csrc", sources)
         file = sources / "kernels" / "cuda" / fault.file
-        text = file.read_text()
-        if text.count(fault.before) != 1:
-            sys.exit(f"{fault.name}: {fault.file} has its text {text.count(fault.before)} times")
-        file.write_text(text.replace(fault.before, fault.after))
+        file.write_text(file.read_text().replace(fault.before, fault.after))
         command = [
             word.replace(str(ROOT / "csrc"), str(sources)) for word in command_of(fault.unit)
         ]
@@ -215,6 +212,10 @@ def check(fault: Fault) -> bool:
 
 
 def main(parts: list[str]) -> None:
+    for fault in FAULTS:
+        text = (ROOT / "csrc" / "kernels" / "cuda" / fault.file).read_text()
+        if text.count(fault.before) != 1:
+            sys.exit(f"{fault.name}: {fault.file} has its text {text.count(fault.before)} times")
     chosen = [f for f in FAULTS if not parts or any(part in f.name for part in parts)]
     for what in sorted({SEEN_BY[fault.unit] for fault in chosen}):
         wrong = caught_by(None, what)

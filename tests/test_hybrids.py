@@ -81,6 +81,13 @@ def test_autocast(variant: str, hybrid: str) -> None:
 
 
 @EVERY_HYBRID
+@EVERY_MODEL
+def test_parameters_in_bfloat16(variant: str, hybrid: str) -> None:
+    out = make_model(variant, hybrid).bfloat16()(checks.tokens(), labels=checks.tokens())
+    assert out.logits.dtype == torch.bfloat16 and torch.isfinite(out.loss)
+
+
+@EVERY_HYBRID
 @pytest.mark.parametrize("variant", ["swla", "atlas++"])
 def test_state_bytes_are_those_of_a_cache(variant: str, hybrid: str) -> None:
     """The same at the first token and at the thirtieth: the state does not grow."""

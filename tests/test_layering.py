@@ -22,6 +22,7 @@ PYTHON_RULES = {
     "layers": {"ops", "state"},
     "models": {"layers", "state"},
     "hf": {"models"},
+    "inspect": {"hf", "layers", "models", "ops", "state"},  # a tool: looks into every layer
     "testing": {"_case", "_exp_omega_cases", "ops", "reference", "state"},
     "_case": {"ops", "reference", "state"},
     "_exp_omega_cases": {"_case", "state"},
@@ -30,7 +31,11 @@ PYTHON_RULES = {
 }
 # Third-party modules that only some units may import; torch and the standard library are free.
 FREE_MODULES = {"torch", "numpy"}
-OPTIONAL_MODULES = {"hf": {"transformers"}, "models": {"safetensors"}}
+OPTIONAL_MODULES = {
+    "hf": {"transformers"},
+    "inspect": {"matplotlib", "safetensors", "transformers"},
+    "models": {"safetensors"},
+}
 # Operators are called through atlas_ext.ops; only these see torch.ops.
 MAY_SEE_TORCH_OPS = {"ops", "_load", "__main__"}
 

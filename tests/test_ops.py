@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -242,3 +245,34 @@ def test_gradients_flow_through_non_leaves(case: Case) -> None:
     twice = map_tensors(lambda name, t: 2 * t if name in names else t, inputs)
     _, wanted = run_with_gradients(case, twice, names)
     assert_close(actual, {name: 2 * grad for name, grad in wanted.items()}, 1e-12, case.id)
+
+
+@pytest.mark.parametrize("op", ["omega_rule", "exp_omega_rule"])
+def test_tails_of_no_elements_may_have_gradients(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a final state tails come all the same, and tracing makes gradients for them."""
+    without = [c for c in DIFFERENTIABLE if c.op == op and not c.options["output_final_state"]]
+    case = next(c for c in without if c.inputs()["gamma"].shape[-1] > 1)
+    module = import_module(f"atlas_ext.ops.{op}")
+    function = getattr(module.operators(), op)
+    raw: list[Any] = []
+
+    def record(*arguments: Any) -> Any:
+        raw.append(function(*arguments))
+        return raw[-1]
+
+    monkeypatch.setattr(module, "operators", lambda: SimpleNamespace(**{op: record}))
+    rounded = case.inputs(torch.float32)
+    inputs = require_grad(rounded, case.differentiable(rounded))
+    case.run(inputs)
+    leaves = [leaf for leaf in named_tensors(inputs).values() if leaf.requires_grad]
+    outputs = [out for out in raw[0] if isinstance(out, Tensor) and out.requires_grad]
+    assert any(out.numel() == 0 for out in outputs)
+    wanted = torch.autograd.grad(outputs[0].sum(), leaves, retain_graph=True, allow_unused=True)
+    # Memory of their own is not theirs to read.
+    ones = [
+        torch.ones_like(out) if out.numel() else out.new_full((4096,), torch.nan)[:0]
+        for out in outputs
+    ]
+    found = torch.autograd.grad(outputs, leaves, ones, allow_unused=True)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDES = [
     ROOT / "docs" / f"{name}.md"
-    for name in ("use_an_op", "build_a_model", "train", "serve", "extend", "transformers")
+    for name in (
+        *("use_an_op", "build_a_model", "train", "serve", "inspect", "extend", "transformers"),
+    )
 ]
 
 

@@ -27,8 +27,8 @@ def read_memory(
     options = layer.options
     dtype = torch.promote_types(q.dtype, weights[0].dtype)
     x, degree = q.to(dtype), options["degree"]
-    if degree is not None:
-        x = poly_features(x, degree, layer.feature_scales).to(dtype)
+    if degree is not None and layer.feature_scales is not None:
+        x = poly_features(x, degree, layer.feature_scales.to(dtype)).to(dtype)
     x = x.transpose(1, 2)  # [N, H, T, D]
     if len(weights) > 1:
         hidden = ACTIVATIONS[options["activation"]](x @ weights[0].mT)
