@@ -306,6 +306,23 @@ def test_bad_state(field: str) -> None:
         exp_omega_rule(**inputs, initial_state=state)
 
 
+@pytest.mark.parametrize("field", ["coefficients", "momentum", "weights", "chunk_weights"])
+def test_state_shorter_than_the_sums_is_refused(field: str) -> None:
+    """Kernels add to it in place as to float32; the last tensor is a matrix."""
+    inputs = {name: x.float() for name, x in make(1).items()}
+    weights = None if field == "coefficients" else weights_of_float()
+    _, state = exp_omega_rule(**inputs, weights=weights, output_final_state=True)
+    assert state is not None
+    state.reserve(1)
+    *others, last = getattr(state, field)
+    setattr(state, field, (*others, last.bfloat16()))
+    wanted = rf"state\.{field}\[\d\]: wanted float32, got bfloat16"
+    with pytest.raises(RuntimeError, match="exp_omega_rule: initial_" + wanted):
+        exp_omega_rule(**inputs, initial_state=state)
+    with pytest.raises(RuntimeError, match="exp_omega_rule_update: " + wanted):
+        exp_omega_rule_update(**{name: x[:, 0] for name, x in inputs.items()}, state=state)
+
+
 def weights_of_float() -> tuple[Tensor, ...]:
     weights = make_weights("mlp")
     assert weights is not None
