@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 
 
+def is_capturing() -> bool:
+    """Whether CUDA calls are being captured in a graph, so that nothing may wait for the device."""
+    started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return started and torch.cuda.is_current_stream_capturing()
+
+
 class OmegaState(NamedTuple):
     """Everything :func:`atlas_ext.omega_rule` needs to go on exactly, and nothing else.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from atlas_ext import ExpOmegaState, exp_omega_rule, exp_omega_rule_update
+from atlas_ext.ops.exp_omega_rule import _extra_rows as extra_rows
 from atlas_ext.testing import (
     Inputs,
     map_tensors,
@@ -150,6 +151,18 @@ def test_packed_equals_separate(memory: str) -> None:
         assert_same(state.coefficients[0][n : n + 1, :length], alone.coefficients[0])
         assert not state.coefficients[0][n, length:].any()
         assert not state.keys[n, length:].any()
+
+
+class OnDevice(Tensor):
+    """A tensor that says it is on CUDA."""
+
+    device = torch.device("cuda")
+
+
+def test_bounds_are_read_where_they_have_values() -> None:
+    q, bounds = make(14, batch=1)["q"], torch.tensor([0, 5, 5, 14])
+    assert extra_rows(q, None, bounds.as_subclass(OnDevice)) == 9 - 14
+    assert extra_rows(q, None, bounds.to("meta")) == 0  # T
 
 
 def test_compiled_packed_state_has_room_for_all_tokens() -> None:
