@@ -36,6 +36,11 @@ struct ExpOmegaStateArguments {
   const MaybeTensor& position;
 };
 
+// How the caller of exp_omega_rule names what this has.
+inline std::string state_prefix(const ExpOmegaStateArguments& state) {
+  return state.keys ? "initial_state." : "";
+}
+
 // The letters of a call; its matrices are W0, W0g and W2, none of a linear memory.
 struct ExpOmegaShape {
   OmegaShape omega;
@@ -159,7 +164,7 @@ inline ExpOmegaShape check_exp_omega_rule(const char* op, const ExpOmegaTokens& 
   const OmegaShape letters{
       q.size(0), q.size(1), q.size(2),     q.size(3),
       v.size(3), q.size(3), gamma.size(3), cu_seqlens ? cu_seqlens->numel() - 1 : q.size(0)};
-  ExpOmegaShape shape = check_exp_state(op, state.keys ? "initial_state." : "", letters, state, q);
+  ExpOmegaShape shape = check_exp_state(op, state_prefix(state), letters, state, q);
   shape.chunks = checkpoints_of(shape.omega, given.chunk_size, state.position.has_value(),
                                 cu_seqlens.has_value());
   shape.window_rows = std::min(given.chunk_size, letters.tokens) + letters.window - 1;
