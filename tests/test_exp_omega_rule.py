@@ -336,6 +336,24 @@ def test_state_shorter_than_the_sums_is_refused(field: str) -> None:
         exp_omega_rule_update(**{name: x[:, 0] for name, x in inputs.items()}, state=state)
 
 
+@pytest.mark.parametrize(
+    "field",
+    ["keys", "coefficients", "momentum", "weights", "chunk_weights", "k_tail", "position"],
+)
+def test_update_refuses_expanded_states(field: str) -> None:
+    inputs = {name: x.float() for name, x in make(1).items()}
+    _, state = exp_omega_rule(**inputs, weights=weights_of_float(), output_final_state=True)
+    assert state is not None
+    state.reserve(1)
+    found = getattr(state, field)
+    shared = (found if isinstance(found, Tensor) else found[0])[:1]
+    shared = shared.expand(2, *shared.shape[1:])
+    setattr(state, field, shared if isinstance(found, Tensor) else (shared, *found[1:]))
+    text = rf"state\.{field}: wanted an element in memory of its own .* stride 0 along dimension 0"
+    with pytest.raises(RuntimeError, match="exp_omega_rule_update: " + text):
+        exp_omega_rule_update(**{name: x[:, 0] for name, x in inputs.items()}, state=state)
+
+
 def weights_of_float() -> tuple[Tensor, ...]:
     weights = make_weights("mlp")
     assert weights is not None
