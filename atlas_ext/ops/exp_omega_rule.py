@@ -91,6 +91,8 @@ def exp_omega_rule(
         (o, final_state): `[B, T, H, V]` in q's dtype, and an `ExpOmegaState` or None. Sums and
         states are float32 (float64 for float64). Differentiable once with respect to every
         floating-point tensor, initial_state's included, and from every floating-point output.
+        On CUDA a sequence whose position is negative or beyond a state's room gets NaN, and -1 as
+        its final position; on the CPU that raises.
 
     Raises:
         ValueError, RuntimeError: naming the argument, what was wanted and what came.
