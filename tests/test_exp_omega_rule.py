@@ -354,6 +354,16 @@ def test_update_refuses_expanded_states(field: str) -> None:
         exp_omega_rule_update(**{name: x[:, 0] for name, x in inputs.items()}, state=state)
 
 
+def test_rows_do_not_grow_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"num_sequences": 2, "num_heads": 2, "key_dim": 5, "value_dim": 5, "window": 4}
+    state = ExpOmegaState.init(None, **sizes, capacity=3)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    state.reserve(3)
+    with pytest.raises(RuntimeError, match=r"n: wanted at most 3 .* got 4; reserve before"):
+        state.reserve(4)
+
+
 def weights_of_float() -> tuple[Tensor, ...]:
     weights = make_weights("mlp")
     assert weights is not None
