@@ -142,6 +142,8 @@ EXP_OMEGA_CASES: list[Case] = [
     _case("mid_chunk", "starts inside a chunk, window partly before the start", (3, 8), W=5,
           theta=True, positions=(1, 6, 7), room=2, objective="l2", chunk_size=4,
           thorough=True),
+    _case("inside_a_chunk", "begins and ends inside one chunk: M_ref stays the argument", (2, 2),
+          positions=(1, 4), theta=True, memory="mlp", objective="l2", chunk_size=8),
     _case("packed_states", "packed sequences going on from states, one of them empty", (1, 9),
           lengths=(4, 0, 5), positions=(2, 3, 5), theta=True, memory="gated_mlp",
           objective="l2", normalize="softmax", chunk_size=4),
