@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 
 
+def is_capturing() -> bool:
+    """Whether CUDA calls are being captured in a graph, so that nothing may wait for the device."""
+    started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return started and torch.cuda.is_current_stream_capturing()
+
+
 class OmegaState(NamedTuple):
     """Everything :func:`atlas_ext.omega_rule` needs to go on exactly, and nothing else.
 
@@ -149,10 +155,19 @@ class ExpOmegaState:
         return self.keys.shape[1]
 
     def reserve(self, n: int) -> None:
-        """Make room for ``n`` further tokens; grows at least twofold, so that n calls cost O(n)."""
+        """Make room for ``n`` further tokens; grows at least twofold, so that n calls cost O(n).
+
+        Raises RuntimeError where that takes new buffers while a CUDA graph is captured: a replay
+        would read the old ones.
+        """
         wanted = self.length + n
         if wanted <= self.capacity:
             return
+        if not torch.compiler.is_compiling() and is_capturing():
+            raise RuntimeError(
+                f"ExpOmegaState.reserve: n: wanted at most {self.capacity - self.length} while a "
+                f"CUDA graph is captured, got {n}; reserve before capture"
+            )
         extra = max(wanted, 2 * self.capacity) - self.capacity
         rows = len(self.coefficients)
 

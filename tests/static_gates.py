@@ -162,7 +162,7 @@ def occupancies(queries: list[tuple[int, int, int, int, int]], folder: Path) -> 
 
 def is_empty(name: str, arch: int) -> bool:
     """Instances whose body is left out of an architecture's code."""
-    tensor_cores = "Tf32Tile" in name or "HalfTile<bf16>" in name or "tf32, " in name
+    tensor_cores = "Tf32Tile" in name or "HalfTile<bf16>" in name or "tf32" in name
     too_large = name.startswith("newton_schulz_backward_kernel<") and " 128," in name
     return arch < 80 and (tensor_cores or too_large)
 

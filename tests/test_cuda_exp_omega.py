@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,17 +95,72 @@ def test_wrong_cu_seqlens_touch_nothing_foreign(bounds: tuple[int, ...], device:
     torch.autograd.grad(o.nan_to_num().sum(), [inputs["q"], inputs["v"]])
 
 
-def test_positions_are_clamped_to_the_state(device: Any) -> None:
-    """Negative: 0; beyond the capacity: the capacity."""
-    case = _case("state", "", (2, 6), positions=(0, 5), chunk_size=4)
+@pytest.mark.parametrize("memory", ["linear", "gated_mlp"])
+def test_positions_without_room_give_nan(memory: str, device: Any) -> None:
+    """Negative, beyond the state's room, beyond the final state's; the fourth sequence goes on."""
+    options: dict[str, Any] = {"memory": memory, "objective": "l2", "theta": True}
+    case = _case("state", "", (4, 6), positions=(2, 5, 4, 3), room=3, chunk_size=4, **options)
+    names = case.differentiable(case.inputs(F32))
+
+    def run(positions: list[int]) -> dict[str, torch.Tensor]:
+        inputs = testing.require_grad(case.inputs(F32), names)
+        inputs["initial_state"].position = torch.tensor(positions)
+        outputs = case.run(inputs)
+        grads = testing.gradients(outputs, inputs, names, testing.cotangents(outputs))
+        return {name: output.detach() for name, output in outputs.items()} | grads
+
+    wanted, found = run([2, 5, 4, 3]), run([-1, 9, 6, 3])  # room for 8; finally for 5 + 6
+    assert found["final_state.position"].tolist() == [-1, -1, -1, 9]
+    for name, value in wanted.items():
+        assert torch.equal(found[name][3], value[3]), name
+    for name in ("o", "final_state.keys", "final_state.coefficients.0", "final_state.k_tail", "q"):
+        assert found[name][:3].isnan().all(), name
+    for name in names:  # of what the state has no such position for: NaN or nothing
+        assert (found[name][:3].nan_to_num() == 0).all(), name
+
+
+def test_a_state_without_a_position_stays_without(device: Any) -> None:
+    """Also where no final state limits it; a position that only that would exceed is right."""
+    case = _case("state", "", (2, 6), positions=(5, 4), room=3, chunk_size=4)
     inputs = case.inputs(F32)
-    wrong = copy.copy(inputs["initial_state"])
-    wrong.position = wrong.position + torch.tensor([-3, 4])
+    state, options = inputs.pop("initial_state"), {"chunk_size": 4}
+    state.position = torch.tensor([-1, 6])
     with torch.no_grad():
-        wanted = case.run(inputs)
-        found = case.run({**inputs, "initial_state": wrong})
-    assert torch.equal(found["o"], wanted["o"])
-    assert torch.equal(found["final_state.position"], wanted["final_state.position"])
+        o, _ = atlas_ext.exp_omega_rule(**inputs, initial_state=state, **options)
+        assert o[0].isnan().all() and o[1].isfinite().all()
+        _, lost = atlas_ext.exp_omega_rule(
+            **inputs, initial_state=state, output_final_state=True, **options
+        )
+        assert lost.position.tolist() == [-1, -1]
+        token = {name: x[:, 0] for name, x in inputs.items() if x is not None}
+        assert atlas_ext.exp_omega_rule_update(**token, state=lost, **options).isnan().all()
+
+
+def test_final_state_of_packed_sequences_has_room_for_the_longest(
+    device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bounds that are read; wrong ones ask for no more than T, captured calls for T and before."""
+    sizes: dict[str, Any] = {"lengths": (4, 5, 2), "positions": (3, 1, 3), "chunk_size": 4}
+    inputs = _case("packed", "", (1, 11), **sizes).inputs(F32)
+
+    def final() -> Any:
+        return atlas_ext.exp_omega_rule(**inputs, output_final_state=True, chunk_size=4)[1]
+
+    with torch.no_grad():
+        assert (final().capacity, final().length) == (7, 7)
+        inputs["cu_seqlens"] = torch.tensor([0, 4, 1 << 40, 3])
+        inputs["initial_state"].position = torch.tensor([3, 1 << 40, -5])
+        assert final().capacity == 10  # of seven tokens after three at most
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        assert final().capacity == 14
+
+
+def test_a_state_of_float64_is_refused_by_its_name(device: Any) -> None:
+    inputs = _case("state", "", (2, 6), positions=(5, 4)).inputs(F32)
+    inputs["initial_state"].keys = inputs["initial_state"].keys.double()
+    with pytest.raises(RuntimeError, match=r"exp_omega_rule: initial_state\.keys: wanted float32"):
+        atlas_ext.exp_omega_rule(**inputs)
 
 
 def test_float64_is_refused(device: Any) -> None:

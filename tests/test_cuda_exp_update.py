@@ -261,3 +261,6 @@ def test_bad_arguments_and_float64_are_refused() -> None:
         inputs["state"].length = 2  # room for another token: the buffers stay as they are
         with pytest.raises(RuntimeError, match=r"state\.keys: wanted stride 1 along the last"):
             exp_omega_rule_update(**inputs)
+        inputs["state"].keys = inputs["state"].keys.double().contiguous()
+        with pytest.raises(RuntimeError, match=r"_update: state\.keys: wanted float32, .* float64"):
+            exp_omega_rule_update(**inputs)

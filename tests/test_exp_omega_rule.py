@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from atlas_ext import ExpOmegaState, exp_omega_rule, exp_omega_rule_update
+from atlas_ext.ops.exp_omega_rule import _extra_rows as extra_rows
 from atlas_ext.testing import (
     Inputs,
     map_tensors,
@@ -150,6 +151,18 @@ def test_packed_equals_separate(memory: str) -> None:
         assert_same(state.coefficients[0][n : n + 1, :length], alone.coefficients[0])
         assert not state.coefficients[0][n, length:].any()
         assert not state.keys[n, length:].any()
+
+
+class OnDevice(Tensor):
+    """A tensor that says it is on CUDA."""
+
+    device = torch.device("cuda")
+
+
+def test_bounds_are_read_where_they_have_values() -> None:
+    q, bounds = make(14, batch=1)["q"], torch.tensor([0, 5, 5, 14])
+    assert extra_rows(q, None, bounds.as_subclass(OnDevice)) == 9 - 14
+    assert extra_rows(q, None, bounds.to("meta")) == 0  # T
 
 
 def test_compiled_packed_state_has_room_for_all_tokens() -> None:
@@ -304,6 +317,51 @@ def test_bad_state(field: str) -> None:
     setattr(state, field, (shorter, *found[1:]) if isinstance(found, tuple) else shorter)
     with pytest.raises(RuntimeError, match=rf"exp_omega_rule: initial_state\.{field}.*: wanted"):
         exp_omega_rule(**inputs, initial_state=state)
+
+
+@pytest.mark.parametrize("field", ["coefficients", "momentum", "weights", "chunk_weights"])
+def test_state_shorter_than_the_sums_is_refused(field: str) -> None:
+    """Kernels add to it in place as to float32; the last tensor is a matrix."""
+    inputs = {name: x.float() for name, x in make(1).items()}
+    weights = None if field == "coefficients" else weights_of_float()
+    _, state = exp_omega_rule(**inputs, weights=weights, output_final_state=True)
+    assert state is not None
+    state.reserve(1)
+    *others, last = getattr(state, field)
+    setattr(state, field, (*others, last.bfloat16()))
+    wanted = rf"state\.{field}\[\d\]: wanted float32, got bfloat16"
+    with pytest.raises(RuntimeError, match="exp_omega_rule: initial_" + wanted):
+        exp_omega_rule(**inputs, initial_state=state)
+    with pytest.raises(RuntimeError, match="exp_omega_rule_update: " + wanted):
+        exp_omega_rule_update(**{name: x[:, 0] for name, x in inputs.items()}, state=state)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["keys", "coefficients", "momentum", "weights", "chunk_weights", "k_tail", "position"],
+)
+def test_update_refuses_expanded_states(field: str) -> None:
+    inputs = {name: x.float() for name, x in make(1).items()}
+    _, state = exp_omega_rule(**inputs, weights=weights_of_float(), output_final_state=True)
+    assert state is not None
+    state.reserve(1)
+    found = getattr(state, field)
+    shared = (found if isinstance(found, Tensor) else found[0])[:1]
+    shared = shared.expand(2, *shared.shape[1:])
+    setattr(state, field, shared if isinstance(found, Tensor) else (shared, *found[1:]))
+    text = rf"state\.{field}: wanted an element in memory of its own .* stride 0 along dimension 0"
+    with pytest.raises(RuntimeError, match="exp_omega_rule_update: " + text):
+        exp_omega_rule_update(**{name: x[:, 0] for name, x in inputs.items()}, state=state)
+
+
+def test_rows_do_not_grow_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"num_sequences": 2, "num_heads": 2, "key_dim": 5, "value_dim": 5, "window": 4}
+    state = ExpOmegaState.init(None, **sizes, capacity=3)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    state.reserve(3)
+    with pytest.raises(RuntimeError, match=r"n: wanted at most 3 .* got 4; reserve before"):
+        state.reserve(4)
 
 
 def weights_of_float() -> tuple[Tensor, ...]:

@@ -283,6 +283,21 @@ def test_update_refuses_to_be_differentiated() -> None:
         omega_rule_update(**tokens, state=learned)
 
 
+@pytest.mark.parametrize(
+    "field", ["weights", "momentum", "chunk_weights", "k_tail", "v_tail", "position"]
+)
+def test_update_refuses_expanded_states(field: str) -> None:
+    tokens, state = update_inputs(rows=2, slots=2)
+
+    def expanded(_: str, tensor: Tensor) -> Tensor:
+        return tensor[:1].expand(2, *tensor.shape[1:])
+
+    state = state._replace(**{field: map_tensors(expanded, getattr(state, field))})
+    text = rf"state\.{field}: wanted an element in memory of its own .* stride 0 along dimension 0"
+    with pytest.raises(RuntimeError, match="omega_rule_update: " + text):
+        omega_rule_update(**tokens, state=state)
+
+
 def test_update_under_inference_mode() -> None:
     tokens, state = update_inputs(rows=2, slots=2)
     other = map_tensors(lambda _, tensor: tensor.clone(), state)

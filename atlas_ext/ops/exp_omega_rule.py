@@ -34,7 +34,7 @@ from atlas_ext.ops._omega_common import (
     sequence_count,
     sums_dtype,
 )
-from atlas_ext.state import ExpOmegaState
+from atlas_ext.state import ExpOmegaState, is_capturing
 
 _INPUTS = 16  # tensor arguments of the schema: q to cu_seqlens
 _AUTOGRAD = ListAutograd(
@@ -83,13 +83,16 @@ def exp_omega_rule(
         scale: of the products inside exp; None: K^(-1/2).
         initial_state: takes the place of `weights`; it is not changed.
         output_final_state: also return the state after the last token. It has room for the longest
-            sequence; compiled code, which cannot read cu_seqlens, takes T for that.
+            sequence. With cu_seqlens on CUDA that waits for the device, which alone knows; compiled
+            code and a captured CUDA graph, which cannot, take T for that.
         cu_seqlens: `[N + 1]`, int32 or int64, bounds of packed sequences; B is then 1.
 
     Returns:
         (o, final_state): `[B, T, H, V]` in q's dtype, and an `ExpOmegaState` or None. Sums and
         states are float32 (float64 for float64). Differentiable once with respect to every
         floating-point tensor, initial_state's included, and from every floating-point output.
+        On CUDA a sequence whose position is negative or beyond a state's room gets NaN, and -1 as
+        its final position; on the CPU that raises.
 
     Raises:
         ValueError, RuntimeError: naming the argument, what was wanted and what came.
@@ -154,17 +157,17 @@ def _state_arguments(
 def _extra_rows(q: Tensor, state: ExpOmegaState | None, cu_seqlens: Tensor | None) -> int:
     """How many tokens more than T the longest sequence has after the call; negative where packed.
 
-    Packed sequences are as long as their bounds say, which traced code cannot read: there it is an
-    upper bound. A number, and no sum with T, so that traced code serves all T.
+    Packed sequences are as long as their bounds say, which traced and captured code cannot read:
+    there it is an upper bound. A number, and no sum with T, so that traced code serves all T.
     """
     before = 0 if state is None else state.length
-    if cu_seqlens is None or torch.compiler.is_compiling():
+    if cu_seqlens is None or torch.compiler.is_compiling() or is_capturing():
         return before
-    if cu_seqlens.dim() != 1 or cu_seqlens.device.type != "cpu" or q.dim() < 2:
-        return before  # refused by the operator
-    lengths = cu_seqlens.diff()
+    if cu_seqlens.dim() != 1 or cu_seqlens.is_meta or q.dim() < 2:
+        return before  # no values, or refused by the operator
+    lengths = cu_seqlens.clamp(0, q.shape[1]).diff()  # wrong bounds must not ask for all memory
     if state is not None and state.position.shape == lengths.shape:
-        lengths = lengths + state.position
+        lengths = lengths + state.position.clamp(0, state.capacity)
     longest: int = max([0, *lengths.tolist()])
     return longest - int(q.shape[1])
 

@@ -36,6 +36,11 @@ struct ExpOmegaStateArguments {
   const MaybeTensor& position;
 };
 
+// How the caller of exp_omega_rule names what this has.
+inline std::string state_prefix(const ExpOmegaStateArguments& state) {
+  return state.keys ? "initial_state." : "";
+}
+
 // The letters of a call; its matrices are W0, W0g and W2, none of a linear memory.
 struct ExpOmegaShape {
   OmegaShape omega;
@@ -60,19 +65,22 @@ inline void check_count(const char* op, const std::string& name, const Tensors& 
               std::to_string(tensors.size()) + " tensors");
 }
 
+// A tensor of a state in the dtype of the sums.
+inline void check_sums(const char* op, const std::string& name, const Tensor& tensor,
+                       const Tensor& q, const std::vector<int64_t>& shape, const char* letters) {
+  check_device(op, name, tensor, q);
+  ATLAS_CHECK(tensor.scalar_type() == compute_type(q), op, name, dtype_name(compute_type(q)),
+              describe(tensor));
+  check_shape(op, name, tensor, shape, letters);
+}
+
 // Rows of a state: one tensor for each set.
 inline void check_rows(const char* op, const std::string& name, const Tensors& tensors,
                        const ExpOmegaShape& shape, const Tensor& q) {
-  for (int64_t set = 0; set < shape.sets; ++set) {
-    const Tensor& rows = tensors[set];
-    const std::string field = name + "[" + std::to_string(set) + "]";
-    check_device(op, field, rows, q);
-    ATLAS_CHECK(rows.scalar_type() == compute_type(q), op, field, dtype_name(compute_type(q)),
-                describe(rows));
-    check_shape(op, field, rows,
-                {shape.omega.sequences, shape.capacity, shape.omega.heads, shape.row},
-                "[N, capacity, H, V or F]");
-  }
+  for (int64_t set = 0; set < shape.sets; ++set)
+    check_sums(op, name + "[" + std::to_string(set) + "]", tensors[set], q,
+               {shape.omega.sequences, shape.capacity, shape.omega.heads, shape.row},
+               "[N, capacity, H, V or F]");
 }
 
 inline Tensors after(const Tensors& tensors, int64_t first) {
@@ -130,9 +138,8 @@ inline ExpOmegaShape check_exp_state(const char* op, const std::string& prefix,
     check_count(op, prefix + "momentum", state.momentum, sets + last);
     check_rows(op, prefix + "momentum", state.momentum, shape, q);
     if (count > 0)
-      check_floating_shape(op, prefix + "momentum[" + std::to_string(sets) + "]",
-                           state.momentum.back(), q,
-                           {sequences, heads, letters.value, shape.omega.hidden}, "[N, H, V, F]");
+      check_sums(op, prefix + "momentum[" + std::to_string(sets) + "]", state.momentum.back(), q,
+                 {sequences, heads, letters.value, shape.omega.hidden}, "[N, H, V, F]");
   }
   check_floating_shape(op, prefix + "k_tail", *state.k_tail, q,
                        {sequences, tail, heads, letters.key}, "[N, W-1, H, K]");
@@ -157,7 +164,7 @@ inline ExpOmegaShape check_exp_omega_rule(const char* op, const ExpOmegaTokens& 
   const OmegaShape letters{
       q.size(0), q.size(1), q.size(2),     q.size(3),
       v.size(3), q.size(3), gamma.size(3), cu_seqlens ? cu_seqlens->numel() - 1 : q.size(0)};
-  ExpOmegaShape shape = check_exp_state(op, state.keys ? "initial_state." : "", letters, state, q);
+  ExpOmegaShape shape = check_exp_state(op, state_prefix(state), letters, state, q);
   shape.chunks = checkpoints_of(shape.omega, given.chunk_size, state.position.has_value(),
                                 cu_seqlens.has_value());
   shape.window_rows = std::min(given.chunk_size, letters.tokens) + letters.window - 1;

@@ -59,7 +59,7 @@ ExpOmegaGradients exp_omega_rule_backward_cuda(
   args.in = call.in;
   args.saved = call.saved(saved, false);
   args.capacity = shape.capacity;
-  args.final_capacity = extra_rows ? shape.omega.tokens + *extra_rows : 0;
+  args.final_capacity = extra_rows ? shape.omega.tokens + *extra_rows : -1;
   args.grad_o = omega_tensor(cuda, op, grad_o, "grad_o");
   if (extra_rows) {  // without a final state there are outputs of no elements in its place
     args.grad_final_keys = omega_tensor(cuda, op, grad_keys, "grad_keys");

@@ -8,7 +8,8 @@ namespace {
 namespace cuda_kernels = kernels::cuda;
 
 // Positions are read by the kernel alone, so nothing waits for the device and the call can be
-// captured in a graph. A position beyond the state's capacity counts as that.
+// captured in a graph. A sequence whose position is negative or beyond the state's capacity, or for
+// whose tokens the final state has no room, gets NaN, and -1 as its final position.
 ExpOmegaOutputs exp_omega_rule_cuda(
     const Tensor& q, const Tensor& k, const Tensor& v,  // [B, T, H, K], [B, T, H, K], [B, T, H, V]
     const Tensor& gamma, const Tensor& eta,             // [B, T, H, W], [B, T, H]

@@ -6,14 +6,16 @@
 
 namespace atlas::ops {
 
-// The kernels' options; `most_rows`: what a sequence may have after the call.
+// The kernels' options; `most_rows`: what a sequence may have after the call, by the shape of
+// `argument`.
 inline kernels::cuda::ExpOmegaOptions exp_omega_options(const CudaContext& cuda, const char* op,
                                                         const ExpOmegaShape& shape,
                                                         const ExpOmegaRuleOptions& given,
-                                                        bool momentum, int64_t most_rows) {
+                                                        bool momentum, int64_t most_rows,
+                                                        const char* argument) {
   constexpr int64_t kMost = int64_t{1} << 31;  // kernels number rows, and a chunk's, in 32 bits
-  ATLAS_CHECK(most_rows < kMost, op, "q", "fewer than 2^31 tokens, the state's included, on CUDA",
-              std::to_string(most_rows));
+  ATLAS_CHECK(most_rows < kMost, op, argument,
+              "fewer than 2^31 tokens, the state's included, on CUDA", std::to_string(most_rows));
   const int64_t window = std::min(given.chunk_size, shape.omega.tokens) + shape.omega.window,
                 row = (momentum ? 2 : 1) * shape.sets * shape.row;
   ATLAS_CHECK(window * row < kMost, op, "q", "a chunk's rows of fewer than 2^31 numbers on CUDA",
@@ -30,16 +32,17 @@ inline kernels::cuda::ExpOmegaOptions exp_omega_options(const CudaContext& cuda,
   return options;
 }
 
-// The state as kernels read it (`update`: read and write); `held` keeps alive what `in` points to.
-inline void exp_omega_state(const CudaContext& cuda, const char* op,
+// The state as kernels read it (`update`: read and write); `prefix` is how the caller names it,
+// `held` keeps alive what `in` points to.
+inline void exp_omega_state(const CudaContext& cuda, const char* op, const std::string& prefix,
                             kernels::cuda::ExpOmegaInputs& in, const ExpOmegaShape& shape,
                             const ExpOmegaStateArguments& state, Tensors& held,
                             bool update = false) {
   const size_t sets = static_cast<size_t>(shape.sets), matrices = shape.matrices();
   const auto view = [&](const Tensor& tensor, const char* name) {
-    return omega_tensor(cuda, op, tensor, name, update);
+    return omega_tensor(cuda, op, tensor, (prefix + name).c_str(), update);
   };
-  omega_tensors(cuda, op, in.omega.weights, state.weights, "weights", update);
+  omega_tensors(cuda, op, in.omega.weights, state.weights, (prefix + "weights").c_str(), update);
   in.capacity = shape.capacity;
   if (!state.keys) return;
   in.keys = view(*state.keys, "keys");
@@ -78,8 +81,8 @@ struct ExpOmegaCudaCall {
         dtype(cuda_dtype(op, "q", tokens.q)),
         cuda(tokens.q),
         options(exp_omega_options(cuda, op, shape, given, tokens.log_theta.has_value(),
-                                  shape.capacity + shape.omega.tokens)) {
-    exp_omega_state(cuda, op, in, shape, state, held);
+                                  shape.capacity + shape.omega.tokens, "q")) {
+    exp_omega_state(cuda, op, state_prefix(state), in, shape, state, held);
     kernels::cuda::OmegaInputs& omega = in.omega;
     omega.q = omega_tensor(cuda, op, tokens.q, "q");
     omega.k = omega_tensor(cuda, op, tokens.k, "k");

@@ -28,6 +28,7 @@ inline ExpOmegaShape check_exp_omega_rule_update(const char* op, const ExpOmegaT
     for (const Tensor& tensor : tensors) check_dense_rows(op, name, tensor);
   check_dense_rows(op, "state.k_tail", *state.k_tail);
   check_dense_rows(op, "state.v_tail", *state.v_tail);
+  check_places(op, "state.position", *state.position);
   return shape;
 }
 

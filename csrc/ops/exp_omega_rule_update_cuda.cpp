@@ -34,11 +34,11 @@ Tensor exp_omega_rule_update_cuda(
   const OmegaShape& letters = shape.omega;
   const cuda_kernels::Dtype dtype = cuda_dtype(kOp, "q", q);
   const CudaContext cuda(q);
-  const cuda_kernels::ExpOmegaOptions options =
-      exp_omega_options(cuda, kOp, shape, given, log_theta.has_value(), shape.capacity);
+  const cuda_kernels::ExpOmegaOptions options = exp_omega_options(
+      cuda, kOp, shape, given, log_theta.has_value(), shape.capacity, "state.keys");
   Tensors held;
   cuda_kernels::ExpOmegaInputs in{};
-  exp_omega_state(cuda, kOp, in, shape, state, held, true);
+  exp_omega_state(cuda, kOp, "state.", in, shape, state, held, true);
   cuda_kernels::ExpOmegaUpdate args{};
   cuda_kernels::OmegaUpdate& omega = args.omega;
   omega.options = options.omega;

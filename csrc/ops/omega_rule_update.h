@@ -4,8 +4,17 @@
 
 namespace atlas::ops {
 
-// A tensor that is written in place, row by row.
+// A tensor that is written in place: an element must not be several at once, as expand makes them.
+inline void check_places(const char* op, const std::string& argument, const Tensor& tensor) {
+  for (int64_t i = 0; i < tensor.dim(); ++i)
+    ATLAS_CHECK(tensor.size(i) <= 1 || tensor.stride(i) != 0, op, argument,
+                "an element in memory of its own for every index",
+                "stride 0 along dimension " + std::to_string(i) + " of " + describe(tensor));
+}
+
+// The same, row by row.
 inline void check_dense_rows(const char* op, const std::string& argument, const Tensor& tensor) {
+  check_places(op, argument, tensor);
   const int64_t last = tensor.dim() - 1;
   ATLAS_CHECK(tensor.numel() == 0 || tensor.size(last) == 1 || tensor.stride(last) == 1, op,
               argument, "stride 1 along the last dimension",
@@ -61,6 +70,7 @@ inline OmegaShape check_omega_rule_update(
     for (const Tensor& tensor : tensors) check_dense_rows(op, name, tensor);
   check_dense_rows(op, "state.k_tail", k_tail);
   check_dense_rows(op, "state.v_tail", v_tail);
+  check_places(op, "state.position", position);
   return shape;
 }
 

@@ -123,6 +123,29 @@ __device__ __forceinline__ void exp_backward_item(ExpOmegaWork& w, ExpOmegaGrads
   end_exp_backward(w, g, args);
 }
 
+// Gradients of an item without a valid position: NaN, but of the state's rows, which are zero.
+__device__ __forceinline__ void store_invalid(const ExpOmegaBackward& args, const OmegaItem& item) {
+  const OmegaOptions& o = args.options.omega;
+  const int slots = o.window - 1, last = last_matrix(o);
+  const int64_t heads = o.heads, slot = item.n * slots * heads + item.head;
+  const int64_t token = (item.batch * args.in.omega.tokens + item.begin) * heads + item.head;
+  store_nan(args.grad_q, o.key, token, heads, item.length);
+  store_nan(args.grad_k, o.key, token, heads, item.length);
+  store_nan(args.grad_v, o.value, token, heads, item.length);
+  store_nan(args.grad_gamma, o.window, token, heads, item.length);
+  store_nan(args.grad_eta, 1, token, heads, item.length);
+  store_nan(args.grad_log_alpha, 1, token, heads, item.length);
+  store_nan(args.grad_log_theta, 1, token, heads, item.length);
+  store_nan(args.grad_k_tail, o.key, slot, heads, slots);
+  store_nan(args.grad_v_tail, o.value, slot, heads, slots);
+  if (!is_deep(o)) return;
+  for (int l = 0; l < o.matrices; ++l) {
+    store_nan_matrix(args.grad_weights[l], o.sizes.matrix[l], o, item);
+    store_nan_matrix(args.grad_chunk_weights[l], o.sizes.matrix[l], o, item);
+  }
+  store_nan_matrix(args.grad_weights_momentum, o.sizes.matrix[last], o, item);
+}
+
 template <Arithmetic kArithmetic>
 ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
     exp_omega_backward_kernel(ATLAS_GRID_CONSTANT const ExpOmegaBackward args) {
@@ -148,7 +171,11 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
   const int64_t items = args.in.omega.sequences * o.heads;
   for (int64_t index = blockIdx.x; index < items; index += gridDim.x) {
     __syncthreads();
-    const OmegaItem item = exp_omega_item(o, args.in, index);
+    const OmegaItem item = exp_omega_item(o, args.in, index, args.final_capacity);
+    if (item.position < 0) {
+      store_invalid(args, item);
+      continue;
+    }
     if (thread_id() == 0) w.item = item;
     __syncthreads();
     exp_backward_item<kArithmetic>(w, g, args);

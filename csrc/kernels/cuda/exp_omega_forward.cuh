@@ -190,6 +190,30 @@ __device__ __forceinline__ void store_final(const ExpOmegaWork& w, const ExpOmeg
   if (item.head == 0 && thread_id() == 0) args.position[item.n] = end;
 }
 
+// What an item without a valid position leaves: NaN, and -1 as its position.
+__device__ __forceinline__ void store_invalid(const ExpOmegaForward& args, const OmegaItem& item) {
+  const OmegaOptions& o = args.options.omega;
+  const int width = row_width(o), slots = o.window - 1;
+  const int64_t heads = o.heads, capacity = args.capacity;
+  const int64_t token = (item.batch * args.in.omega.tokens + item.begin) * heads + item.head;
+  store_nan(args.o, o.value, token, heads, item.length);
+  if (capacity < 0) return;
+  const int64_t row = item.n * capacity * heads + item.head,
+                slot = item.n * slots * heads + item.head;
+  store_nan(args.keys, o.key, row, heads, capacity);
+  for (int set = 0; set < row_sets(o); ++set)
+    for (float* const rows : {args.coefficients[set], args.momentum[set], args.reference[set]})
+      store_nan(rows, width, row, heads, capacity);
+  for (int l = 0; is_deep(o) && l < o.matrices; ++l) {
+    store_nan_matrix(args.weights[l], o.sizes.matrix[l], o, item);
+    store_nan_matrix(args.chunk_weights[l], o.sizes.matrix[l], o, item);
+  }
+  if (is_deep(o)) store_nan_matrix(args.weights_momentum, o.sizes.matrix[last_matrix(o)], o, item);
+  store_nan(args.k_tail, o.key, slot, heads, slots);
+  store_nan(args.v_tail, o.value, slot, heads, slots);
+  if (item.head == 0 && thread_id() == 0) args.position[item.n] = -1;
+}
+
 // The item is in w. A barrier comes before.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void forward_item(ExpOmegaWork& w, const ExpOmegaForward& args) {
@@ -243,7 +267,11 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
   const int64_t items = args.in.omega.sequences * o.heads;
   for (int64_t index = blockIdx.x; index < items; index += gridDim.x) {
     __syncthreads();
-    const OmegaItem item = exp_omega_item(o, args.in, index);
+    const OmegaItem item = exp_omega_item(o, args.in, index, args.capacity);
+    if (item.position < 0) {
+      store_invalid(args, item);
+      continue;
+    }
     if (thread_id() == 0) w.item = item;
     if (is_deep(o)) {
       set_memory(w.before, o, w.weights);

@@ -8,12 +8,36 @@ namespace atlas::kernels::cuda {
 
 constexpr float kNoExponent = -__builtin_huge_valf();  // the maximum over no keys
 
-// As omega_item has it; no more tokens came before than the state has room for.
+// As omega_item has it. Its position is -1 where the state has no such position, or where the final
+// state, which has room for `capacity` tokens (negative: none is wanted), could not hold all.
 __device__ __forceinline__ OmegaItem exp_omega_item(const OmegaOptions& o, const ExpOmegaInputs& in,
-                                                    int64_t index) {
+                                                    int64_t index, int64_t capacity) {
   OmegaItem item = omega_item(o, in.omega, index);
-  item.position = smaller(item.position, in.capacity);
+  const int64_t given = in.omega.position != nullptr ? in.omega.position[item.n] : 0;
+  if (given < 0 || given > in.capacity || (capacity >= 0 && given + item.length > capacity))
+    item.position = -1;
   return item;
+}
+
+// NaN in `count` rows of `width`, of which the first is number `first` and the next `step` further.
+__device__ __forceinline__ void store_nan(const OmegaResult& result, int width, int64_t first,
+                                          int64_t step, int64_t count) {
+  if (result.data == nullptr) return;
+  const float nan = bits_to_float(0x7fc00000u);
+  each(static_cast<int>(count), width, [&](int i, int j) {
+    store_value(result.data, result.dtype, (first + i * step) * width + j, nan);
+  });
+}
+__device__ __forceinline__ void store_nan(float* result, int width, int64_t first, int64_t step,
+                                          int64_t count) {
+  store_nan(OmegaResult{result, Dtype::f32}, width, first, step, count);
+}
+
+// Of a matrix [out, in] for every item.
+template <class Result>
+__device__ __forceinline__ void store_nan_matrix(const Result& result, const OmegaMatrix& m,
+                                                 const OmegaOptions& o, const OmegaItem& item) {
+  store_nan(result, m.in, (item.n * o.heads + item.head) * m.out, 1, m.out);
 }
 
 // W2's momentum where it lies, at the place of W2. Barrier by the caller.

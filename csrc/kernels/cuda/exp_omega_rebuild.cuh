@@ -41,20 +41,23 @@ __device__ __forceinline__ void scan_moves(const ExpOmegaWork& w, const ExpOmega
   });
 }
 
-// g.products [i] = the moves of chunks i to number - 1 in one, i <= number. Barrier by the caller.
+// g.products [i] = the moves of chunks i to number - 1 in one, i <= number; a warp walks down from
+// `number`. Barrier by the caller.
 __device__ __forceinline__ void multiply_moves(const ExpOmegaGrads& g, int number) {
-  each(number + 1, [&](int i) {
-    RowMove all{1, 0, 1};
-    for (int chunk = number - 1; chunk >= i; --chunk) {
-      const float* const move = g.moves + 3 * chunk;
+  if (thread_id() >= kWarp) return;
+  RowMove all{1, 0, 1};
+  for (int i = number; i >= 0; --i) {
+    if (i < number) {
+      const float* const move = g.moves + 3 * i;
       all.s = all.m * move[1] + all.s * move[2];
       all.m *= move[0];
       all.p *= move[2];
     }
+    if (lane_id() != 0) continue;
     g.products[3 * i] = all.m;
     g.products[3 * i + 1] = all.s;
     g.products[3 * i + 2] = all.p;
-  });
+  }
 }
 
 // Where rows [first, first + count) before chunk `number` were last held by a window, and what

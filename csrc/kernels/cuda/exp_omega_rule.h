@@ -42,8 +42,10 @@ struct ExpOmegaForward {
   ExpOmegaInputs in;
   OmegaSpace space;
   OmegaResult o;  // [B, T, H, V]
-  // The final state, contiguous; null where it is not wanted.
-  int64_t capacity;
+  // The final state, contiguous; null where it is not wanted. A sequence whose position is
+  // negative, or beyond the capacity of the state it came from or of this one, gets NaN and -1 as
+  // its position.
+  int64_t capacity;  // negative: no final state
   OmegaResult keys;  // [N, capacity, H, K]
   float *coefficients[kMostSets], *momentum[kMostSets],
       *reference[kMostSets];  // [N, capacity, H, R]
@@ -60,8 +62,8 @@ struct ExpOmegaBackward {
   OmegaSpace space;
   ExpOmegaSaved saved;
   // Gradients of the outputs; absent: 0.
-  OmegaTensor grad_o;  // [B, T, H, V]
-  int64_t final_capacity;
+  OmegaTensor grad_o;           // [B, T, H, V]
+  int64_t final_capacity;       // negative: no final state
   OmegaTensor grad_final_keys;  // [N, final_capacity, H, .], as the rows'
   OmegaTensor grad_final_coefficients[kMostSets], grad_final_momentum[kMostSets],
       grad_final_reference[kMostSets];

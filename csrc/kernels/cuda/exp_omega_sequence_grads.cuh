@@ -146,7 +146,7 @@ __device__ __forceinline__ void end_exp_backward(const ExpOmegaWork& w, const Ex
       store_grad_rows(args.grad_momentum[set], past + sets * width, row, width, state, heads, seen);
     const OmegaResult& reference = args.grad_reference[set];
     if (item.length == 0 && reference.data != nullptr)  // else the first chunk has stored them
-      each(static_cast<int>(smaller(seen, args.final_capacity)), width, [&](int i, int j) {
+      each(args.final_capacity < 0 ? 0 : static_cast<int>(seen), width, [&](int i, int j) {
         store_value(reference.data, reference.dtype, (state + i * heads) * width + j,
                     state_row(args.grad_final_reference[set], item, i, j));
       });

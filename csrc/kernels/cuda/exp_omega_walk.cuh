@@ -96,8 +96,8 @@ __device__ __forceinline__ void load_walk_keys(const ExpWalk& walk, const OmegaW
   });
 }
 
-// The kernel of `count` keys; of a query whose maximum is subtracted, the exponent. Barriers on
-// both sides.
+// The kernel of `count` keys, and the query's again up to eight rows, which are read together; of a
+// query whose maximum is subtracted, the exponent. Barriers on both sides.
 __device__ __forceinline__ void make_kernel(const ExpWalk& walk, const OmegaWork& w,
                                             const ExpOmegaUpdate& args, int count) {
   const OmegaOptions& o = args.omega.options;
@@ -119,10 +119,9 @@ __device__ __forceinline__ void make_kernel(const ExpWalk& walk, const OmegaWork
     }
 #pragma unroll
     for (int s = 0; s < kUpdateWindow; ++s) {
-      if (i + s > rows) continue;
       const float score = args.scale * sums[s];
       walk.kernel[j * args.walk.kernel_ld + i + s] =
-          normalized && i + s == rows ? score : exponential(score);
+          normalized && i + s >= rows ? score : exponential(score);
     }
   });
 }
