@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from .base import IGNORED, Task
+from .mad_memory import Compression, Memorisation, SelectiveCopying
+from .mad_recall import FuzzyRecall, InContextRecall
 from .mqar import MQAR
 
 __all__ = ["IGNORED", "TASKS", "Task"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (MQAR("mqar", vocab_size=129, length=64),)}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        MQAR("mqar", vocab_size=129, length=64),
+        InContextRecall("in-context-recall", vocab_size=16, length=128, steps=400),
+        InContextRecall("noisy-recall", vocab_size=32, length=128, steps=400, noise=0.2),
+        FuzzyRecall("fuzzy-recall", vocab_size=16, length=128, steps=400),
+        SelectiveCopying("selective-copying", vocab_size=18, length=96, steps=400),
+        Compression("compression", vocab_size=48, length=64, steps=400),
+        Memorisation("memorisation", vocab_size=129, length=32, steps=400),
+    )
+}
