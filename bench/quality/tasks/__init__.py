@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from .base import IGNORED, Task
+from .facts import Facts
 from .mad_memory import Compression, Memorisation, SelectiveCopying
 from .mad_recall import FuzzyRecall, InContextRecall
 from .mqar import MQAR
+from .needle import Needle
 
 __all__ = ["IGNORED", "TASKS", "Task"]
 
@@ -19,5 +21,10 @@ TASKS: dict[str, Task] = {
         SelectiveCopying("selective-copying", vocab_size=18, length=96, steps=400),
         Compression("compression", vocab_size=48, length=64, steps=400),
         Memorisation("memorisation", vocab_size=129, length=32, steps=400),
+        Needle("needle-passkey", vocab_size=256, length=256, steps=400, kind="passkey"),
+        Needle("needle-number", vocab_size=256, length=256, steps=400, kind="number"),
+        Needle("needle-word", vocab_size=256, length=256, steps=400, kind="word"),
+        Facts("facts-1", vocab_size=283, length=256, steps=400, hops=1),
+        Facts("facts-2", vocab_size=283, length=256, steps=400, hops=2),
     )
 }
