@@ -7,7 +7,12 @@ from .mad_memory import Compression, Memorisation, SelectiveCopying
 from .mad_recall import FuzzyRecall, InContextRecall
 from .mqar import MQAR
 
-__all__ = ["IGNORED", "TASKS", "Task"]
+__all__ = ["IGNORED", "MAD", "TASKS", "Task"]
+
+MAD = (
+    "in-context-recall", "noisy-recall", "fuzzy-recall", "selective-copying", "compression",
+    "memorisation",
+)  # fmt: skip
 
 TASKS: dict[str, Task] = {
     task.name: task
