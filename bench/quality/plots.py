@@ -42,7 +42,8 @@ def recall(by_model: dict[str, list[Result]], path: Path) -> None:
         ("models", [name for name in by_model if name not in ABLATIONS]),
         ("Atlas and its ablations", [n for n in by_model if n in ("atlas", *ABLATIONS)]),
     )
-    with figure(path, 1, 2, size=(13, 4.5)) as grid:
+    groups = tuple(group for group in groups if group[1])
+    with figure(path, 1, len(groups), size=(6.5 * len(groups), 4.5)) as grid:
         for axes, (title, names) in zip(grid[0], groups, strict=True):
             for number, name in enumerate(names):
                 scores = [[100 * r["parts"][part] for r in by_model[name]] for part in parts]
