@@ -14,6 +14,7 @@ from .base import IGNORED, Task, distinct
 class MQAR(Task):
     """Key-value pairs first, then each key once more, at random places among filler tokens; there
     the model must say its value (Arora et al. 2023, arXiv 2312.04927, appendix; uniform gaps).
+    Questions begin where the pairs of the longest list end.
 
     Token 0 is the filler; then come the keys, then the values. The keys of a sequence differ.
 
@@ -43,10 +44,7 @@ class MQAR(Task):
         pairs = torch.stack([keys, values], dim=-1) * there[..., None]
         tokens = torch.zeros(size, self.length, dtype=torch.int64)
         tokens[:, : 2 * most] = pairs.flatten(1)
-        # questions come anywhere after the last pair of the sequence
-        order = torch.rand(size, self.length, generator=generator)
-        order[torch.arange(self.length) < 2 * there.sum(dim=1, keepdim=True)] = 2.0
-        place = order.argsort(dim=1)[:, :most]
+        place = 2 * most + distinct(generator, size, self.length - 2 * most, most)
         labels = torch.full_like(tokens, IGNORED)
         row, column = there.nonzero(as_tuple=True)
         tokens[row, place[row, column]] = keys[row, column]
