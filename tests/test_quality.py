@@ -34,14 +34,11 @@ def solve(task, row: list[int], t: int) -> int | None:
     """The answer at t from the tokens up to t, found by search; None: there is nothing to say."""
     past = row[: t + 1]
     if isinstance(task, MQAR):
-        start = 2 * task.pairs
-        if t < start or row[t] == 0:
-            return None
-        return recall(row, t, 1, 1, start)[0]
+        is_key = 1 <= row[t] <= task.keys
+        return (recall(row, t, 1, 1, t) or [None])[0] if is_key else None
     if isinstance(task, InContextRecall):
-        if row[t] >= task.keys:
-            return None
-        return (recall(row, t, 1, 1, t) or [None])[0]
+        is_key = row[t] < task.keys
+        return (recall(row, t, 1, 1, t) or [None])[0] if is_key else None
     if isinstance(task, FuzzyRecall):
         motif = task.motif
         place = t % (2 * motif) - (motif - 1)  # in the value that is to be said
@@ -69,9 +66,17 @@ def test_a_search_finds_every_label(name: str, quick: bool) -> None:
     assert tokens.dtype == labels.dtype == torch.int64
     assert tokens.min() >= 0 and tokens.max() < task.vocab_size
     assert (labels != IGNORED).any(dim=1).all()
+    if isinstance(task, MQAR):
+        assert {*(labels != IGNORED).sum(dim=1).tolist()} <= {*task.pairs}
     for row, wanted in zip(tokens.tolist(), labels.tolist(), strict=True):
         found = [solve(task, row, t) for t in range(task.length)]
         assert [IGNORED if answer is None else answer for answer in found] == wanted
+
+
+def test_parts_of_a_task_have_one_number_of_pairs() -> None:
+    for pairs, part in zip(TASKS["mqar"].pairs, TASKS["mqar"].parts().values(), strict=True):
+        _, labels = part.batch(torch.Generator().manual_seed(0), 8)
+        assert ((labels != IGNORED).sum(dim=1) == pairs).all()
 
 
 def test_a_batch_follows_from_its_generator() -> None:
@@ -177,6 +182,7 @@ def test_a_finished_run_is_kept(tmp_path: Path, threads: None) -> None:
     first, second = (tmp_path / "mqar" / f"swa-{seed}.json" for seed in (0, 1))
     result = training.read(first)
     assert (result["task"], result["model"], result["seed"]) == ("mqar", "swa", 0)
+    assert list(result["parts"]) == ["1 pairs", "2 pairs"]
     assert result["steps"] == 20 and 0 <= result["accuracy"] <= 1 and result["parameters"] > 0
     training.write(first, result | {"accuracy": 0.123})
     second.unlink()

@@ -174,7 +174,11 @@ def run(task: Task, name: str, seed: int, folder: Path, lr: float = LEARNING_RAT
     trained = train(
         model, task, steps=task.steps, batch_size=task.batch_size, lr=lr, seed=seed, label=label
     )
-    result = about | trained | {"environment": environment()}
+    parts = {
+        part: round(evaluate(model, kind, TESTED, generator(seed, "test")).accuracy, 4)
+        for part, kind in task.parts().items()
+    }
+    result = about | trained | {"parts": parts, "environment": environment()}
     write(path, result)
     return result
 

@@ -9,12 +9,17 @@ from .mad_recall import FuzzyRecall, InContextRecall
 from .mqar import MQAR
 from .needle import Needle
 
-__all__ = ["IGNORED", "TASKS", "Task"]
+__all__ = ["IGNORED", "MAD", "TASKS", "Task"]
+
+MAD = (
+    "in-context-recall", "noisy-recall", "fuzzy-recall", "selective-copying", "compression",
+    "memorisation",
+)  # fmt: skip
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        MQAR("mqar", vocab_size=129, length=64),
+        MQAR("mqar", vocab_size=129, length=64, pairs=(2, 4, 8, 16)),
         InContextRecall("in-context-recall", vocab_size=16, length=128, steps=400),
         InContextRecall("noisy-recall", vocab_size=32, length=128, steps=400, noise=0.2),
         FuzzyRecall("fuzzy-recall", vocab_size=16, length=128, steps=400),

@@ -36,6 +36,10 @@ class Task(ABC):
         """Tokens and labels, int64 [size, T]; the logits at t must predict the label at t, which is
         -100 where nothing is scored."""
 
+    def parts(self) -> dict[str, Task]:
+        """Tasks of its own kind, easier and harder, on which a trained model is tested besides."""
+        return {}
+
     @abstractmethod
     def quick(self: Self) -> Self:
         """The same task, small enough for a test of the program."""
