@@ -42,9 +42,10 @@ class Pairs(Task):
             raise ValueError(f"Pairs: length: wanted {wanted}, got {self.length}")
 
     @classmethod
-    def of(cls, *, keys: int, values: int, facts: int, length: int) -> Pairs:
-        vocab_size = FIRST_KEY + keys + values
-        return cls("pairs", vocab_size, length, keys=keys, values=values, facts=facts)
+    def of(cls, *, keys: int, values: int, facts: int, length: int, **options: int) -> Pairs:
+        """The task with the vocabulary that its keys and values need."""
+        size = FIRST_KEY + keys + values
+        return cls("pairs", size, length, keys=keys, values=values, facts=facts, **options)
 
     @property
     def first_value(self) -> int:
