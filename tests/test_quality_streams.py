@@ -187,7 +187,7 @@ def test_spread_of_writes_counts_tokens_and_not_sizes() -> None:
     task, _ = small_stream()
     model = small_model(task)
     memory = model.blocks[0].memory
-    x = torch.nn.functional.one_hot(torch.arange(32))[None].float()  # an embedding for each token
+    x = torch.nn.functional.one_hot(torch.arange(32), 64)[None].float()
     with torch.no_grad():
         memory.gates.weight.zero_()
         everywhere = stream.spread_of_writes(model, x)
