@@ -71,8 +71,8 @@ class Stream:
 
     def __init__(self, task: Pairs, seed: int, begin: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        told = task.stage(task.facts + FRESH, task.length + FACT * FRESH * 2)
-        keys, values = told.tell(generator, 1)
+        more = task.stage(task.facts + FRESH, task.length + (FACT + QUESTION) * FRESH)
+        keys, values = more.tell(generator, 1)
         self.keys, self.fresh_keys = keys.split([task.facts, FRESH], dim=1)
         self.values, self.fresh_values = values.split([task.facts, FRESH], dim=1)
         self.text = haystack(held_out=True)
@@ -93,8 +93,8 @@ class Stream:
 
 
 def spread_of_writes(model: Atlas, x: Tensor) -> Tensor:  # embeddings [B, T, hidden_size] -> scalar
-    """How many orders of magnitude above FLOOR a token writes, beside the strongest write of its
-    sequence and head: mean of log(1 + strength / (FLOOR * strongest)), a log-sum penalty.
+    """How far above FLOOR tokens write, beside the strongest write of their sequence and head: mean
+    of log(1 + strength / (FLOOR * strongest)), a log-sum penalty (Candès, Wakin, Boyd 2008).
 
     Without it nothing in 2048 tokens tells the gates to close on noise more than a little. It does
     not see which tokens are facts, and a memory that shrinks all writes alike gains nothing.
