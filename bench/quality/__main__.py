@@ -1,0 +1,86 @@
+"""The paper's claims at the scale of a laptop.
+
+`run TASK...` trains models on tasks, or runs an experiment on bare memories; results that exist are
+kept. `report` makes the tables and plots of docs/results.md from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from . import capacity, learnability, report, training
+from .models import MODELS
+from .tasks import TASKS
+
+EXPERIMENTS = {"capacity": capacity, "learnability": learnability}  # of memories alone
+
+QUICK_RESULTS = Path("bench-results") / "quality"  # never among the committed ones
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train models on tasks")
+    names = (*TASKS, *EXPERIMENTS)
+    run.add_argument("tasks", nargs="+", choices=names, metavar="TASK", help=", ".join(names))
+    run.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
+    run.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
+    run.add_argument("--lr", type=float, default=training.LEARNING_RATE)
+    run.add_argument("--quick", action="store_true", help="tiny tasks: does the program work?")
+    run.add_argument("--threads", type=int, default=1)
+    run.add_argument("--out", type=Path, help="folder of the JSON files")
+    write = commands.add_parser("report", help="make docs/results.md and its plots anew")
+    write.add_argument("--results", type=Path, default=training.RESULTS)
+    write.add_argument("--docs", type=Path, default=report.DOCS)
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    torch.set_num_threads(options.threads)
+    folder = options.out or (QUICK_RESULTS if options.quick else training.RESULTS)
+    for name in options.tasks:
+        if name in EXPERIMENTS:
+            run_experiment(name, folder, options.quick)
+        else:
+            run_task(name, folder, options)
+    return 0
+
+
+def run_task(name: str, folder: Path, options: argparse.Namespace) -> None:
+    """Seeds outermost: an interrupted run has all models of the first seeds."""
+    task = TASKS[name].quick() if options.quick else TASKS[name]
+    for seed in range(options.seeds):
+        for model in options.models:
+            result = training.run(task, model, seed, folder, options.lr)
+            print(
+                f"{name}  {model}-{seed}  {result['parameters']:,} parameters  "
+                f"accuracy {result['accuracy']:.3f}  loss {result['loss']:.3f}  "
+                f"{result['steps']} steps  {result['seconds']:.0f} s",
+                flush=True,
+            )
+
+
+def run_experiment(name: str, folder: Path, quick: bool) -> None:
+    path = folder / f"{name}.json"
+    if path.exists():
+        print(f"{name}: kept {path}")
+        return
+    module = EXPERIMENTS[name]
+    result = module.run(module.QUICK if quick else module.Sizes())
+    training.write(path, result | {"environment": training.environment()})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.command == "run":
+        return run(options)
+    for path in report.write(options.results, options.docs):
+        print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,150 @@
+"""Pictures of the results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .capacity import STORED
+from .models import ABLATIONS
+from .training import Result, read
+
+DPI = 130
+
+
+@contextmanager
+def figure(path: Path, *shape: int, size: tuple[float, float]) -> Iterator[Any]:
+    """Axes of a new figure, written to `path` at the end."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawn, axes = pyplot.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
+    yield axes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path, dpi=DPI)
+    pyplot.close(drawn)
+
+
+def outside_legend(axes: Any) -> None:
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
+
+
+def recall(by_model: dict[str, list[Result]], path: Path) -> None:
+    """Accuracy against the number of pairs: models on the left, Atlas's ablations on the right."""
+    parts = list(next(iter(by_model.values()))[0]["parts"])
+    pairs = [int(part.split()[0]) for part in parts]
+    groups = (
+        ("models", [name for name in by_model if name not in ABLATIONS]),
+        ("Atlas and its ablations", [n for n in by_model if n in ("atlas", *ABLATIONS)]),
+    )
+    groups = tuple(group for group in groups if group[1])
+    with figure(path, 1, len(groups), size=(6.5 * len(groups), 4.5)) as grid:
+        for axes, (title, names) in zip(grid[0], groups, strict=True):
+            for number, name in enumerate(names):
+                scores = [[100 * r["parts"][part] for r in by_model[name]] for part in parts]
+                means = [statistics.mean(values) for values in scores]
+                bars = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in scores]
+                axes.errorbar(
+                    pairs, means, bars, label=name, marker="o^svD"[number % 5], capsize=3,
+                    color=f"C{number % 10}", linewidth=2.5 if name == "atlas" else 1.2,
+                )  # fmt: skip
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(pairs, [str(number) for number in pairs])
+            axes.set_ylim(-3, 103)
+            axes.set_xlabel("key-value pairs in the sequence")
+            axes.set_ylabel("recall accuracy, %")
+            axes.set_title(f"MQAR: {title}")
+            axes.grid(alpha=0.3)
+            outside_legend(axes)
+
+
+def capacity(found: Result, path: Path) -> None:
+    """Error against the number of pairs: least squares, then each number of passes, by memory."""
+    learned = found["learned"]
+    passes = sorted({row["passes"] for row in learned})
+    memories = list(dict.fromkeys(row["memory"] for row in learned))
+    rules = list(dict.fromkeys(row["rule"] for row in learned))
+    with figure(path, 1 + len(passes), len(memories), size=(15, 10)) as grid:
+        for axes in grid[0][1:]:
+            axes.axis("off")
+        limits = grid[0][0]
+        for degree in sorted({row["degree"] for row in found["least_squares"]}):
+            rows = [row for row in found["least_squares"] if row["degree"] == degree]
+            label = f"degree {degree}, D = {rows[0]['features']}"
+            lines(limits, rows, label, f"C{degree - 1}")
+            limits.axvline(rows[0]["features"], color=f"C{degree - 1}", linestyle=":")
+        limits.set_title("least squares (dotted: D)")
+        outside_legend(limits)
+        for row_axes, number in zip(grid[1:], passes, strict=True):
+            for axes, memory in zip(row_axes, memories, strict=True):
+                for index, rule in enumerate(rules):
+                    rows = [
+                        row for row in learned
+                        if (row["memory"], row["rule"], row["passes"]) == (memory, rule, number)
+                    ]  # fmt: skip
+                    lines(axes, rows, rule, f"C{index}")
+                weights = next(row["weights"] for row in learned if row["memory"] == memory)
+                axes.axhline(STORED, color="black", linestyle=":", linewidth=1)
+                count = "1 pass" if number == 1 else f"{number} passes"
+                axes.set_title(f"{memory} ({weights} numbers), {count}", fontsize=10)
+            outside_legend(row_axes[-1])
+        for axes in (limits, *grid[1:].flat):
+            axes.set_xscale("log", base=2)
+            axes.set_ylim(-0.03, 1.1)
+            axes.set_xlabel("pairs")
+            axes.set_ylabel("relative error of recall")
+            axes.grid(alpha=0.3)
+
+
+def lines(axes: Any, rows: list[dict[str, Any]], label: str, color: str) -> None:
+    rows = sorted(rows, key=lambda row: row["pairs"])
+    axes.errorbar(
+        [row["pairs"] for row in rows], [row["error"] for row in rows],
+        [row["spread"] for row in rows], label=label, color=color, marker="o", markersize=4,
+        capsize=3,
+    )  # fmt: skip
+
+
+def learnability(found: Result, path: Path) -> None:
+    """Error along the sequence: a row for each memory, a column for each family."""
+    rows = found["rows"]
+    families = list(dict.fromkeys(row["family"] for row in rows))
+    memories = list(dict.fromkeys(row["memory"] for row in rows))
+    rules = list(dict.fromkeys(row["rule"] for row in rows))
+    with figure(path, len(memories), len(families), size=(17, 11)) as grid:
+        for i, memory in enumerate(memories):
+            for j, family in enumerate(families):
+                axes = grid[i][j]
+                for index, rule in enumerate(rules):
+                    (row,) = (
+                        r for r in rows
+                        if (r["family"], r["memory"], r["rule"]) == (family, memory, rule)
+                    )  # fmt: skip
+                    piece = found["length"] / len(row["curve"])
+                    places = [piece * (k + 0.5) for k in range(len(row["curve"]))]
+                    axes.plot(places, row["curve"], label=rule, color=f"C{index}")
+                axes.set_ylim(0, 1.2)
+                axes.set_title(f"{family}\n{memory} memory", fontsize=10)
+                axes.set_xlabel("token")
+                axes.grid(alpha=0.3)
+            grid[i][0].set_ylabel("relative error of prediction")
+            outside_legend(grid[i][-1])
+
+
+def draw(folder: Path, results: dict[str, dict[str, list[Result]]], images: Path) -> list[Path]:
+    """Every plot that has results; returns their paths."""
+    drawn = []
+    if "mqar" in results:
+        recall(results["mqar"], drawn_path := images / "quality_mqar.png")
+        drawn.append(drawn_path)
+    for name, plot in (("capacity", capacity), ("learnability", learnability)):
+        if (folder / f"{name}.json").exists():
+            path = images / f"quality_{name}.png"
+            plot(read(folder / f"{name}.json"), path)
+            drawn.append(path)
+    return drawn

@@ -1,0 +1,191 @@
+"""The quality benchmarks: tasks have the right answers, models one size, runs are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.quality import __main__ as program
+from bench.quality import models, training
+from bench.quality.tasks import IGNORED, TASKS
+from bench.quality.tasks.mad_memory import Memorisation, SelectiveCopying
+from bench.quality.tasks.mad_recall import FuzzyRecall, InContextRecall
+from bench.quality.tasks.mqar import MQAR
+
+SEARCHED = (
+    "mqar", "in-context-recall", "noisy-recall", "fuzzy-recall", "selective-copying",
+    "compression", "memorisation",
+)  # fmt: skip
+
+
+def recall(row: list[int], t: int, key: int, value: int, before: int) -> list[int]:
+    """What followed the last earlier copy of the `key` tokens that end at t, `before` at most."""
+    asked = row[t - key + 1 : t + 1]
+    for start in range(before - key, -1, -1):
+        if row[start : start + key] == asked:
+            return row[start + key : start + key + value]
+    return []
+
+
+def solve(task, row: list[int], t: int) -> int | None:
+    """The answer at t from the tokens up to t, found by search; None: there is nothing to say."""
+    past = row[: t + 1]
+    if isinstance(task, MQAR):
+        is_key = 1 <= row[t] <= task.keys
+        return (recall(row, t, 1, 1, t) or [None])[0] if is_key else None
+    if isinstance(task, InContextRecall):
+        is_key = row[t] < task.keys
+        return (recall(row, t, 1, 1, t) or [None])[0] if is_key else None
+    if isinstance(task, FuzzyRecall):
+        motif = task.motif
+        place = t % (2 * motif) - (motif - 1)  # in the value that is to be said
+        if not 0 <= place < motif:
+            return None
+        start = t - t % (2 * motif)
+        value = recall(row, start + motif - 1, motif, motif, start)
+        return value[place] if value else None
+    if isinstance(task, SelectiveCopying):
+        blank, mark = task.vocab_size - 2, task.vocab_size - 1
+        said = past.count(mark)
+        return [token for token in past if token < blank][said - 1] if said else None
+    if isinstance(task, Memorisation):
+        odd = t % 2 == 1
+        return int(task.dictionary()[row[t - 1]]) if odd else None
+    return row[row[t] - task.data] if row[t] >= task.data else None  # Compression
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", SEARCHED)
+def test_a_search_finds_every_label(name: str, quick: bool) -> None:
+    task = TASKS[name].quick() if quick else TASKS[name]
+    tokens, labels = task.batch(torch.Generator().manual_seed(1), 4)
+    assert tokens.shape == labels.shape == (4, task.length)
+    assert tokens.dtype == labels.dtype == torch.int64
+    assert tokens.min() >= 0 and tokens.max() < task.vocab_size
+    assert (labels != IGNORED).any(dim=1).all()
+    if isinstance(task, MQAR):
+        assert {*(labels != IGNORED).sum(dim=1).tolist()} <= {*task.pairs}
+    for row, wanted in zip(tokens.tolist(), labels.tolist(), strict=True):
+        found = [solve(task, row, t) for t in range(task.length)]
+        assert [IGNORED if answer is None else answer for answer in found] == wanted
+
+
+def test_parts_of_a_task_have_one_number_of_pairs() -> None:
+    for pairs, part in zip(TASKS["mqar"].pairs, TASKS["mqar"].parts().values(), strict=True):
+        _, labels = part.batch(torch.Generator().manual_seed(0), 8)
+        assert ((labels != IGNORED).sum(dim=1) == pairs).all()
+
+
+def test_a_batch_follows_from_its_generator() -> None:
+    for name in SEARCHED:
+        first, again, other = (
+            TASKS[name].batch(torch.Generator().manual_seed(seed), 2)[0] for seed in (1, 1, 2)
+        )
+        assert torch.equal(first, again) and not torch.equal(first, other), name
+
+
+def test_training_evaluation_and_test_see_different_data() -> None:
+    streams = [(seed, stream) for seed in range(3) for stream in training.STREAMS]
+    seeds = {training.generator(*stream).initial_seed() for stream in streams}
+    assert len(seeds) == len(streams)
+
+
+@pytest.mark.parametrize("vocab_size", [18, 129])
+def test_models_have_one_size(vocab_size: int) -> None:
+    with torch.device("meta"):
+        built = {name: models.build(name, vocab_size) for name in models.MODELS}
+    sizes = {name: models.count_parameters(model) for name, model in built.items()}
+    for name, size in sizes.items():
+        assert abs(size / sizes[models.FIRST] - 1) < 0.04, name
+
+
+def test_ablations_take_away_one_thing() -> None:
+    atlas = models.configure("atlas", 32, 64).to_dict()
+    changed = {
+        "atlas-window-1": {"window"},
+        "atlas-no-polynomial": {"degree"},
+        "atlas-linear-memory": {"memory"},
+        "atlas-no-muon": {"ns_steps", "ns_every"},
+    }
+    assert set(changed) == set(models.ABLATIONS)
+    for name, fields in changed.items():
+        config = models.configure(name, 32, 64).to_dict()
+        assert {field for field, value in config.items() if value != atlas[field]} == fields
+
+
+@pytest.mark.parametrize(("name", "reach"), [("transformer", 64), ("swa", 2 * 15), ("atlas", 64)])
+def test_how_far_a_model_sees(name: str, reach: int) -> None:
+    model = models.build(name, 8, hidden_size=32)
+    x = model.embedding(torch.randint(8, (1, 64))).detach().requires_grad_()
+    model.encode(x)[0, -1].sum().backward()
+    touched = x.grad[0].abs().amax(-1).nonzero().flatten()
+    assert 63 - int(touched[0]) == min(reach, 63) and int(touched[-1]) == 63
+
+
+def test_the_state_is_counted() -> None:
+    built = {
+        name: models.build(name, 8, hidden_size=32) for name in ("transformer", "swa", "delta")
+    }
+    sizes = {
+        name: [models.state_bytes(model, length) for length in (8, 64)]
+        for name, model in built.items()
+    }
+    token = 2 * 2 * 64 * 4  # layers, key and value, heads * head_dim, bytes
+    assert sizes["transformer"] == [8 * token, 64 * token]
+    assert sizes["swa"] == [8 * token, 15 * token]
+    assert sizes["delta"][0] == sizes["delta"][1]
+
+
+class Oracle(torch.nn.Module):
+    """Knows the value of every key of Memorisation, and nothing of other tasks."""
+
+    def forward(self, tokens: Tensor):
+        task = TASKS["memorisation"]
+        answers = task.dictionary()[tokens.roll(1, dims=1).clamp(max=task.keys - 1)]
+        logits = 20.0 * torch.nn.functional.one_hot(answers, task.vocab_size).float()
+        return type("Output", (), {"logits": logits})
+
+
+def test_scores() -> None:
+    task = TASKS["memorisation"]
+    score = training.evaluate(Oracle(), task, 5, torch.Generator())
+    assert score.accuracy == 1.0 and score.loss < 1e-5
+    logits = torch.zeros(1, 3, 4)
+    labels = torch.tensor([[IGNORED, 2, IGNORED]])
+    assert training.loss_of(logits, labels).item() == pytest.approx(1.3863, abs=1e-4)
+    logits[0, 1, 2] = 30.0
+    assert training.loss_of(logits, labels).item() == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [training.schedule(step, 100) for step in range(100)]
+    assert rates[0] == 0.1 and max(rates) == rates[10] == 1.0
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(training.FINAL_RATE, abs=1e-3)
+
+
+def test_training_learns_and_stops_when_it_has() -> None:
+    task = TASKS["memorisation"].quick()
+    torch.manual_seed(0)
+    model = models.build("delta", task.vocab_size, hidden_size=32)
+    result = training.train(model, task, steps=400, batch_size=16, lr=1e-2, seed=0)
+    assert result["accuracy"] > 0.99 and result["steps"] < 400
+    assert [step for step, *_ in result["curve"]] == list(range(20, result["steps"] + 1, 20))
+
+
+def test_a_finished_run_is_kept(tmp_path: Path, threads: None) -> None:
+    arguments = ["run", "mqar", "--quick", "--models", "swa", "--seeds", "2", "--out"]
+    assert program.main([*arguments, str(tmp_path)]) == 0
+    first, second = (tmp_path / "mqar" / f"swa-{seed}.json" for seed in (0, 1))
+    result = training.read(first)
+    assert (result["task"], result["model"], result["seed"]) == ("mqar", "swa", 0)
+    assert list(result["parts"]) == ["1 pairs", "2 pairs"]
+    assert result["steps"] == 20 and 0 <= result["accuracy"] <= 1 and result["parameters"] > 0
+    training.write(first, result | {"accuracy": 0.123})
+    second.unlink()
+    assert program.main([*arguments, str(tmp_path)]) == 0
+    assert training.read(first)["accuracy"] == 0.123
+    assert second.exists() and not list(tmp_path.rglob("*.part"))
