@@ -56,5 +56,5 @@ class MQAR(Task):
 
     def quick(self) -> MQAR:
         return replace(
-            self, keys=8, values=8, pairs=(1, 2), vocab_size=17, length=12, steps=20, batch_size=8
+            self, keys=8, values=8, pairs=(1, 2), vocab_size=17, length=24, steps=20, batch_size=8
         )
