@@ -76,6 +76,7 @@ def test_a_search_finds_every_label(name: str, quick: bool) -> None:
 def test_parts_of_a_task_have_one_number_of_pairs() -> None:
     for pairs, part in zip(TASKS["mqar"].pairs, TASKS["mqar"].parts().values(), strict=True):
         _, labels = part.batch(torch.Generator().manual_seed(0), 8)
+        assert (labels[:, : TASKS["mqar"].asked_from] == IGNORED).all()
         assert ((labels != IGNORED).sum(dim=1) == pairs).all()
 
 
