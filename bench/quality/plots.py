@@ -47,12 +47,13 @@ def recall(by_model: dict[str, list[Result]], path: Path) -> None:
         for axes, (title, names) in zip(grid[0], groups, strict=True):
             for name in names:
                 number = list(MODELS).index(name)
+                color, width = ("black", 2.5) if name == "atlas" else (f"C{number % 10}", 1.2)
                 scores = [[100 * r["parts"][part] for r in by_model[name]] for part in parts]
                 means = [statistics.mean(values) for values in scores]
                 bars = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in scores]
                 axes.errorbar(
                     pairs, means, bars, label=name, marker="o^svD"[number % 5], capsize=3,
-                    color="black" if name == "atlas" else f"C{number % 10}", linewidth=2.5 if name == "atlas" else 1.2,
+                    color=color, linewidth=width,
                 )  # fmt: skip
             axes.set_xscale("log", base=2)
             axes.set_xticks(pairs, [str(number) for number in pairs])
