@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.quality import __main__ as program
-from bench.quality import models, training
+from bench.quality import calibration, models, training
 from bench.quality.tasks import IGNORED, TASKS
 from bench.quality.tasks.mad_memory import Memorisation, SelectiveCopying
 from bench.quality.tasks.mad_recall import FuzzyRecall, InContextRecall
@@ -76,6 +76,7 @@ def test_a_search_finds_every_label(name: str, quick: bool) -> None:
 def test_parts_of_a_task_have_one_number_of_pairs() -> None:
     for pairs, part in zip(TASKS["mqar"].pairs, TASKS["mqar"].parts().values(), strict=True):
         _, labels = part.batch(torch.Generator().manual_seed(0), 8)
+        assert (labels[:, : TASKS["mqar"].asked_from] == IGNORED).all()
         assert ((labels != IGNORED).sum(dim=1) == pairs).all()
 
 
@@ -99,7 +100,26 @@ def test_models_have_one_size(vocab_size: int) -> None:
         built = {name: models.build(name, vocab_size) for name in models.MODELS}
     sizes = {name: models.count_parameters(model) for name, model in built.items()}
     for name, size in sizes.items():
-        assert abs(size / sizes[models.FIRST] - 1) < 0.04, name
+        assert abs(size / sizes[models.FIRST] - 1) < 0.05, name
+
+
+def test_step_sizes_give_memories_one_share_of_what_is_read() -> None:
+    tokens, _ = TASKS["mqar"].quick().batch(torch.Generator().manual_seed(0), 8)
+    model = models.build("atlas", 17, hidden_size=32)
+    before = [block.memory.step_size for block in model.blocks]
+    sizes = calibration.calibrate(model, tokens)
+    assert sizes == [block.memory.step_size for block in model.blocks]
+    assert min(sizes) > 3 * max(before)
+    block = model.blocks[0]
+    x = block.memory_norm(model.embedding(tokens))
+    reads = []
+    block.memory.norm.register_forward_pre_hook(lambda _, given: reads.append(given[0]))
+    for size in (sizes[0], 0.0):
+        block.memory.step_size = size
+        block.memory(x)
+    share = (reads[0] - reads[1]).norm() / reads[1].norm()
+    assert 0.7 < share / calibration.SHARE < 1.4
+    assert calibration.calibrate(models.build("swa", 17, hidden_size=32), tokens) == []
 
 
 def test_ablations_take_away_one_thing() -> None:
@@ -133,7 +153,7 @@ def test_the_state_is_counted() -> None:
         name: [models.state_bytes(model, length) for length in (8, 64)]
         for name, model in built.items()
     }
-    token = 2 * 2 * 64 * 4  # layers, key and value, heads * head_dim, bytes
+    token = 2 * 2 * 32 * 4  # layers, key and value, heads * head_dim, bytes
     assert sizes["transformer"] == [8 * token, 64 * token]
     assert sizes["swa"] == [8 * token, 15 * token]
     assert sizes["delta"][0] == sizes["delta"][1]

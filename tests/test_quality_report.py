@@ -120,6 +120,14 @@ def test_settings_are_compared_like_with_like() -> None:
         return claims.count_better(found, "rows", {"rule": one}, {"rule": two}, "here")
 
     assert count("new", "old") == ("here: lower error in 2, higher in 0 of 3 settings", "agrees")
+    found["rows"] += [row(rule, pairs, 0.5) for rule in ("new", "old") for pairs in (1, 2, 3)]
+    assert count("new", "old") == (
+        "here: lower error in 2, higher in 0 of 6 settings",
+        "agrees in part",
+    )
+    found["rows"] += [row("new", 64, 0.5), row("old", 64, 0.1)]
+    assert count("new", "old")[1] == "mixed"
+    del found["rows"][-8:]
     assert count("old", "new") == ("here: lower error in 0, higher in 2 of 3 settings", "disagrees")
 
 

@@ -36,10 +36,10 @@ STORED = 0.1  # pairs count as stored when the relative error is below this
 class Sizes:
     """Of the experiment."""
 
-    pairs: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+    pairs: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256)
     least_squares_pairs: tuple[int, ...] = (4, 8, 9, 16, 32, 45, 64, 128, 165, 256)
     passes: tuple[int, ...] = (1, 32)
-    seeds: int = 3
+    seeds: int = 8
 
 
 QUICK = Sizes(pairs=(4, 8), least_squares_pairs=(8, 10, 45, 46, 165, 166), passes=(1, 2), seeds=1)

@@ -58,8 +58,9 @@ def count_better(
 ) -> tuple[str, str] | None:
     """In how many settings of a bare-memory experiment `better` has the lower error.
 
-    Settings are the rows of the two sides that agree in all else. One side must win most of them by
-    more than NOISE spreads for a verdict.
+    Settings are the rows of the two sides that agree in all else; one counts from a difference of
+    NOISE standard errors. A side must win more than twice as many as the other; where it does not
+    win most of all settings, the verdict holds in part.
     """
     if found is None:
         return None
@@ -82,11 +83,10 @@ def count_better(
         losses += a["error"] - b["error"] > noise
     total = len(one.keys() & two.keys())
     text = f"{where}: lower error in {wins}, higher in {losses} of {total} settings"
-    if wins > total / 2 and wins > 2 * losses:
-        return text, "agrees"
-    if losses > total / 2 and losses > 2 * wins:
-        return text, "disagrees"
-    return text, "mixed"
+    if max(wins, losses) <= 2 * min(wins, losses):
+        return text, "mixed"
+    word = "agrees" if wins > losses else "disagrees"
+    return text, word if max(wins, losses) > total / 2 else f"{word} in part"
 
 
 def join(claim: str, *evidence: tuple[str, str] | None) -> Claim:

@@ -32,7 +32,7 @@ class Sizes:
     """Of the experiment."""
 
     length: int = 512
-    seeds: int = 4
+    seeds: int = 8
 
 
 QUICK = Sizes(length=32, seeds=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .capacity import STORED
-from .models import ABLATIONS
+from .models import ABLATIONS, MODELS
 from .training import Result, read
 
 DPI = 130
@@ -45,13 +45,15 @@ def recall(by_model: dict[str, list[Result]], path: Path) -> None:
     groups = tuple(group for group in groups if group[1])
     with figure(path, 1, len(groups), size=(6.5 * len(groups), 4.5)) as grid:
         for axes, (title, names) in zip(grid[0], groups, strict=True):
-            for number, name in enumerate(names):
+            for name in names:
+                number = list(MODELS).index(name)
+                color, width = ("black", 2.5) if name == "atlas" else (f"C{number % 10}", 1.2)
                 scores = [[100 * r["parts"][part] for r in by_model[name]] for part in parts]
                 means = [statistics.mean(values) for values in scores]
                 bars = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in scores]
                 axes.errorbar(
                     pairs, means, bars, label=name, marker="o^svD"[number % 5], capsize=3,
-                    color=f"C{number % 10}", linewidth=2.5 if name == "atlas" else 1.2,
+                    color=color, linewidth=width,
                 )  # fmt: skip
             axes.set_xscale("log", base=2)
             axes.set_xticks(pairs, [str(number) for number in pairs])
@@ -80,6 +82,7 @@ def capacity(found: Result, path: Path) -> None:
             limits.axvline(rows[0]["features"], color=f"C{degree - 1}", linestyle=":")
         limits.set_title("least squares (dotted: D)")
         outside_legend(limits)
+        limits.get_legend().set_in_layout(False)  # there is room beside it
         for row_axes, number in zip(grid[1:], passes, strict=True):
             for axes, memory in zip(row_axes, memories, strict=True):
                 for index, rule in enumerate(rules):

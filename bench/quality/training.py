@@ -17,6 +17,7 @@ from tqdm import tqdm
 from atlas_ext import __version__
 
 from . import models
+from .calibration import calibrate
 from .tasks import IGNORED, Task
 
 RESULTS = Path(__file__).parent / "results"
@@ -160,12 +161,15 @@ def run(task: Task, name: str, seed: int, folder: Path, lr: float = LEARNING_RAT
         return read(path)
     torch.manual_seed(seed)
     model = models.build(name, task.vocab_size)
+    tokens, _ = task.batch(generator(seed, "evaluate"), task.batch_size)
+    step_sizes = calibrate(model, tokens)
     about = {
         "task": task.name,
         "model": name,
         "seed": seed,
         "lr": lr,
         "batch_size": task.batch_size,
+        "step_sizes": [round(size, 5) for size in step_sizes],
         "hidden_size": model.config.hidden_size,
         "parameters": models.count_parameters(model),
         "state_bytes": models.state_bytes(model, task.length),

@@ -19,13 +19,13 @@ MAD = (
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        MQAR("mqar", vocab_size=129, length=64, pairs=(2, 4, 8, 16)),
-        InContextRecall("in-context-recall", vocab_size=16, length=128, steps=400),
-        InContextRecall("noisy-recall", vocab_size=32, length=128, steps=400, noise=0.2),
-        FuzzyRecall("fuzzy-recall", vocab_size=16, length=128, steps=400),
-        SelectiveCopying("selective-copying", vocab_size=18, length=96, steps=400),
-        Compression("compression", vocab_size=48, length=64, steps=400),
-        Memorisation("memorisation", vocab_size=129, length=32, steps=400),
+        MQAR("mqar", vocab_size=33, length=32, keys=16, values=16, pairs=(1, 2, 4, 8), steps=1000),
+        InContextRecall("in-context-recall", vocab_size=16, length=64, steps=300),
+        InContextRecall("noisy-recall", vocab_size=32, length=64, steps=300, noise=0.2),
+        FuzzyRecall("fuzzy-recall", vocab_size=16, length=64, entries=4, steps=300),
+        SelectiveCopying("selective-copying", vocab_size=18, length=64, copied=8, steps=300),
+        Compression("compression", vocab_size=32, length=32, steps=300),
+        Memorisation("memorisation", vocab_size=129, length=32, steps=300),
         Needle("needle-passkey", vocab_size=256, length=256, steps=400, kind="passkey"),
         Needle("needle-number", vocab_size=256, length=256, steps=400, kind="number"),
         Needle("needle-word", vocab_size=256, length=256, steps=400, kind="word"),

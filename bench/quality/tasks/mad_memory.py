@@ -102,4 +102,4 @@ class Memorisation(Task):
         return tokens, labels
 
     def quick(self) -> Memorisation:
-        return replace(self, length=8, steps=20, batch_size=8)
+        return replace(self, length=16, steps=20, batch_size=8)
