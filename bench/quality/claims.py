@@ -181,7 +181,7 @@ def mad_claim(results: By) -> Claim:
             ]
             for name in ("atlas", other)
         )
-        text = f"mean of {len(tasks)} tasks: atlas {_percent(mine)}, {other} {_percent(theirs)}"
+        text = f"{', '.join(tasks)}: atlas {_percent(mine)}, {other} {_percent(theirs)}"
         evidence.append((text, verdict(mine, theirs)))
     return join(claim, *evidence)
 
