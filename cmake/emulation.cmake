@@ -46,6 +46,9 @@ if(ATLAS_EXT_EMULATED)
   list(FILTER emulated_sources EXCLUDE REGEX "/device_info[.]cu$") # asks the driver
   add_library(emulated MODULE ${emulated_sources} csrc/emulated_library.cpp)
   atlas_add_kernels(emulated ${emulated_sources})
+  # As in the extension; kernels must be visible to the launch trace.
+  file(GLOB emulated_operators csrc/ops/*_cuda.cpp)
+  set_property(SOURCE ${emulated_operators} APPEND PROPERTY COMPILE_OPTIONS -fvisibility=hidden)
   target_compile_definitions(emulated PRIVATE TORCH_TARGET_VERSION=0x020a000000000000)
   target_include_directories(emulated SYSTEM PRIVATE ${torch}/include ${pybind11})
   # torch is imported first; its folder is named for sanitizers, which change the search.
