@@ -150,7 +150,8 @@ def sections(folder: Path) -> dict[str, str]:
         if (folder / f"{name}.json").exists()
     }
     runs: list[Any] = [r for by_model in results.values() for rs in by_model.values() for r in rs]
-    made = {"claims": claims.table(results, single)}
+    streams = [read(path) for path in sorted((folder / "streams").glob("*.json"))]
+    made = {"claims": claims.table(results, single, streams)}
     if runs or single:
         made["environment"] = environment_line([*runs, *single.values()])
     if "mqar" in results:
