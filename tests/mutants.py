@@ -180,8 +180,9 @@ def library_with(fault: Fault | None, folder: Path) -> Path:
         ]
         command[command.index("-o") + 1] = str(folder / "changed.o")
         subprocess.run(command, check=True, cwd=BUILD)
-        objects = [path for path in objects if path.name != fault.unit + ".o"]
-        objects.append(folder / "changed.o")
+        # First, as the linker keeps the first copy of what several units share.
+        others = [path for path in objects if path.name != fault.unit + ".o"]
+        objects = [folder / "changed.o", *others]
     torch = subprocess.run(
         [sys.executable, "-c", "import torch; print(torch.__path__[0])"],
         check=True,
