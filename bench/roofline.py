@@ -173,6 +173,8 @@ def fma_peak(threads: int) -> float | None:
         loop(ctypes.c_long(count), (ctypes.c_float * 16)(0.999, 1.0))
 
     def all_threads() -> None:
+        if threads == 1:  # here, where the processor's clock sees all of it
+            return worker()
         team = [threading.Thread(target=worker) for _ in range(threads)]
         for member in team:
             member.start()
