@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,14 @@ def test_scores() -> None:
     assert training.loss_of(logits, labels).item() == pytest.approx(1.3863, abs=1e-4)
     logits[0, 1, 2] = 30.0
     assert training.loss_of(logits, labels).item() == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_loss_that_is_no_number_is_null(tmp_path: Path) -> None:
+    assert [training.rounded(x) for x in (0.12345, math.nan, math.inf)] == [0.1235, None, None]
+    training.write(tmp_path / "x.json", {"loss": training.rounded(math.nan)})
+    assert training.read(tmp_path / "x.json") == {"loss": None}
+    with pytest.raises(ValueError, match="JSON"):
+        training.write(tmp_path / "x.json", {"loss": math.nan})
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

@@ -10,7 +10,7 @@ import torch
 
 import atlas_ext.reference as reference
 from bench.quality import __main__ as program
-from bench.quality import capacity, claims, learnability, online, report
+from bench.quality import capacity, claims, learnability, online, report, tables
 
 
 @pytest.mark.parametrize("degree", capacity.DEGREES)
@@ -106,6 +106,35 @@ def test_verdicts_know_the_noise() -> None:
     assert claims.verdict(high, wide) == claims.verdict(wide, low) == "no difference beyond noise"
     assert claims.verdict([0.9, 0.9], [0.895, 0.895]) == "no difference beyond noise"
     assert claims.verdict([0.9], low) == "no spread: one seed"
+
+
+def test_a_run_that_diverged_is_marked() -> None:
+    def runs(*losses: float | None) -> list[dict]:
+        return [{"accuracy": 0.5, "loss": loss} for loss in losses]
+
+    results = {"memorisation": {"atlas": runs(0.1, 0.2), "titans": runs(0.1, None)}}
+    table = report.mad_table(results).splitlines()
+    assert "| titans | 50.0 ± 0.0 † | 50.0 | 2 |" in table and tables.FOOTNOTE in table
+    text, _ = claims.compare(results, ["memorisation"], "atlas", "titans")
+    assert text == "memorisation: atlas 50.0 ± 0.0 %, titans 50.0 ± 0.0 % †"
+    del results["memorisation"]["titans"]
+    assert tables.DIVERGED not in report.mad_table(results)
+
+
+def test_models_are_compared_in_the_mean_over_tasks() -> None:
+    def runs(*accuracies: float) -> list[dict]:
+        return [{"accuracy": accuracy, "loss": 0.1} for accuracy in accuracies]
+
+    results = {
+        "a": {"new": runs(0.9, 0.8, 0.1), "old": runs(0.5, 0.5)},
+        "b": {"new": runs(0.7, 0.8), "old": runs(0.1, 0.1)},
+    }
+    assert claims.compare(results, ["a", "b"], "new", "old") == (
+        "a, b: new 80.0 ± 0.0 %, old 30.0 ± 0.0 %",
+        "agrees",
+    )
+    assert claims.compare(results, ["a", "c"], "new", "old") is None
+    assert claims.compare(results, [], "new", "old") is None
 
 
 def test_settings_are_compared_like_with_like() -> None:

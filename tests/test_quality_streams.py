@@ -200,6 +200,12 @@ def test_spread_of_writes_counts_tokens_and_not_sizes() -> None:
         torch.testing.assert_close(stream.spread_of_writes(model, x), everywhere / 32)
 
 
+def test_the_page_is_made_from_the_committed_results() -> None:
+    page = (stream_report.DOCS / "results_streams.md").read_text()
+    found = stream_report.load(stream.RESULTS, tuple(stream.MODELS))
+    assert found and stream_report.fill(page, stream_report.sections(found)) == page
+
+
 def test_program_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(stream_report.DOCS / "results_streams.md", tmp_path)
     results = tmp_path / "results"

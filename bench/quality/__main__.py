@@ -57,7 +57,7 @@ def run_task(name: str, folder: Path, options: argparse.Namespace) -> None:
             result = training.run(task, model, seed, folder, options.lr)
             print(
                 f"{name}  {model}-{seed}  {result['parameters']:,} parameters  "
-                f"accuracy {result['accuracy']:.3f}  loss {result['loss']:.3f}  "
+                f"accuracy {result['accuracy']:.3f}  loss {result['loss']}  "
                 f"{result['steps']} steps  {result['seconds']:.0f} s",
                 flush=True,
             )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
+from .tables import mark, markdown, mean_spread
 from .tasks import MAD
-from .training import Result
+from .training import Result, Results
 
-By = dict[str, dict[str, list[Result]]]
 NOISE = 3.0  # a difference counts from so many standard errors
 LEAST = 0.01  # and from so much, in accuracy
 UNTESTABLE = "not testable here"
@@ -23,10 +25,6 @@ class Claim(NamedTuple):
     verdict: str
 
 
-def with_spread(row: dict[str, Any]) -> str:
-    return f"{row['error']:.2f} ± {row['spread']:.2f}"
-
-
 def verdict(better: list[float], worse: list[float], least: float = LEAST) -> str:
     """Whether the first are above the second by more than noise: Welch's standard error."""
     difference = statistics.mean(better) - statistics.mean(worse)
@@ -38,19 +36,19 @@ def verdict(better: list[float], worse: list[float], least: float = LEAST) -> st
     return "agrees" if difference > 0 else "disagrees"
 
 
-def compare(results: By, task: str, better: str, worse: str) -> tuple[str, str] | None:
-    """Measurement and verdict of `better` beats `worse`; None: not run."""
-    by_model = results.get(task, {})
-    if better not in by_model or worse not in by_model:
+def compare(
+    results: Results, tasks: Sequence[str], better: str, worse: str
+) -> tuple[str, str] | None:
+    """Measurement and verdict of `better` beats `worse` in the mean over tasks; None: not run."""
+    if not tasks or any(not {better, worse} <= results.get(task, {}).keys() for task in tasks):
         return None
-    one, two = ([r["accuracy"] for r in by_model[name]] for name in (better, worse))
-    text = f"{task}: {better} {_percent(one)}, {worse} {_percent(two)}"
-    return text, verdict(one, two)
-
-
-def _percent(values: list[float]) -> str:
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread} %"
+    means, shown = [], []
+    for name in (better, worse):
+        runs = [results[task][name] for task in tasks]
+        seeds = zip(*runs, strict=False)  # as many as every task has
+        means.append([statistics.mean(run["accuracy"] for run in seed) for seed in seeds])
+        shown.append(f"{name} {mean_spread(means[-1], ' %')}{mark(chain(*runs))}")
+    return f"{', '.join(tasks)}: {', '.join(shown)}", verdict(*means)
 
 
 def count_better(
@@ -109,7 +107,7 @@ def stream_claim(streams: list[Result]) -> Claim:
     if not streams:
         return Claim(claim, "–", "not run")
     length = streams[0]["points"][-1]["tokens"]
-    found = "<br>".join(f"{name}: {_percent(shares)}" for name, shares in by_memory.items())
+    found = "<br>".join(f"{name}: {mean_spread(x, ' %')}" for name, x in by_memory.items())
     return Claim(
         claim,
         f"marked facts known after {length:,} tokens ([streams](results_streams.md))<br>{found}",
@@ -117,7 +115,7 @@ def stream_claim(streams: list[Result]) -> Claim:
     )
 
 
-def rows(results: By, single: dict[str, Result], streams: list[Result]) -> list[Claim]:
+def rows(results: Results, single: dict[str, Result], streams: list[Result]) -> list[Claim]:
     capacity, learnability = single.get("capacity"), single.get("learnability")
 
     def bare(
@@ -128,36 +126,41 @@ def rows(results: By, single: dict[str, Result], streams: list[Result]) -> list[
             count_better(learnability, "rows", better, worse, "learnability"),
         )
 
+    mad = [task for task in MAD if "atlas" in results.get(task, {})]
     others = ("omeganet", "titans", "delta", "linear_attention", "transformer", "deep_transformer")
     return [
         join(
             "A window of several tokens in the inner loss helps (760M ablation: accuracy 49.26 "
             "without, 52.77 with)",
-            compare(results, "mqar", "atlas", "atlas-window-1"),
+            compare(results, ["mqar"], "atlas", "atlas-window-1"),
             *bare({"rule": "omega"}, {"rule": "delta"}),
         ),
         join(
             "Polynomial features help (50.57 without)",
-            compare(results, "mqar", "atlas", "atlas-no-polynomial"),
+            compare(results, ["mqar"], "atlas", "atlas-no-polynomial"),
             *bare({"memory": "polynomial"}, {"memory": "linear"}),
         ),
         join(
             "A deep memory helps (49.74 with a linear one)",
-            compare(results, "mqar", "atlas", "atlas-linear-memory"),
+            compare(results, ["mqar"], "atlas", "atlas-linear-memory"),
             *bare({"memory": "deep"}, {"memory": "linear"}),
         ),
         join(
             "Muon: accuracy a little better (52.56 without), perplexity not (19.65 without, 19.97 "
             "with)",
-            compare(results, "mqar", "atlas", "atlas-no-muon"),
+            compare(results, ["mqar"], "atlas", "atlas-no-muon"),
             *bare({"rule": "omega + momentum + Muon"}, {"rule": "omega + momentum"}),
         ),
         least_squares_claim(capacity),
         join(
             "MQAR: Atlas is best at each memory size (here: at equal parameters)",
-            *(compare(results, "mqar", "atlas", other) for other in others),
+            *(compare(results, ["mqar"], "atlas", other) for other in others),
         ),
-        mad_claim(results),
+        join(
+            "MAD: Atlas above OmegaNet, Titans and the Transformer (mean 79.50, 78.98, 76.44, "
+            "75.46)",
+            *(compare(results, mad, "atlas", o) for o in ("omeganet", "titans", "transformer")),
+        ),
         Claim("Language modelling at 760M and 1.3B parameters", "–", UNTESTABLE),
         stream_claim(streams),
     ]
@@ -178,30 +181,6 @@ def least_squares_claim(capacity: Result | None) -> Claim:
     return Claim(claim, text, "agrees" if inside < 1e-6 < outside else "disagrees")
 
 
-def mad_claim(results: By) -> Claim:
-    claim = (
-        "MAD: Atlas above OmegaNet, Titans and the Transformer (mean 79.50, 78.98, 76.44, 75.46)"
-    )
-    tasks = [task for task in MAD if "atlas" in results.get(task, {})]
-    seeds = {len(rs) for task in tasks for rs in results[task].values()}
-    evidence = []
-    for other in ("omeganet", "titans", "transformer"):
-        if not tasks or any(other not in results[task] for task in tasks):
-            continue
-        mine, theirs = (
-            [
-                statistics.mean(results[task][name][seed]["accuracy"] for task in tasks)
-                for seed in range(min(seeds))
-            ]
-            for name in ("atlas", other)
-        )
-        text = f"{', '.join(tasks)}: atlas {_percent(mine)}, {other} {_percent(theirs)}"
-        evidence.append((text, verdict(mine, theirs)))
-    return join(claim, *evidence)
-
-
-def table(results: By, single: dict[str, Result], streams: list[Result]) -> str:
-    lines = ["| the paper's claim | our measurement | verdict |", "| --- | --- | --- |"]
-    return "\n".join(
-        [*lines, *("| " + " | ".join(row) + " |" for row in rows(results, single, streams))]
-    )
+def table(results: Results, single: dict[str, Result], streams: list[Result]) -> str:
+    header = ["the paper's claim", "our measurement", "verdict"]
+    return markdown(header, rows(results, single, streams))

@@ -10,7 +10,7 @@ from typing import Any
 
 from .capacity import STORED
 from .models import ABLATIONS, MODELS
-from .training import Result, read
+from .training import Result, Results, read
 
 DPI = 130
 
@@ -139,7 +139,7 @@ def learnability(found: Result, path: Path) -> None:
             outside_legend(grid[i][-1])
 
 
-def draw(folder: Path, results: dict[str, dict[str, list[Result]]], images: Path) -> list[Path]:
+def draw(folder: Path, results: Results, images: Path) -> list[Path]:
     """Every plot that has results; returns their paths."""
     drawn = []
     if "mqar" in results:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from . import claims, plots
 from .capacity import STORED, stored_pairs
 from .models import MODELS
+from .tables import mark, markdown, mean_spread, with_spread
 from .tasks import MAD
-from .training import Result, read
+from .training import Result, Results, read
 
 DOCS = Path(__file__).parents[2] / "docs"
-Results = dict[str, dict[str, list[Result]]]  # task -> model -> one for each seed
 
 
 def load(folder: Path) -> Results:
@@ -31,18 +30,6 @@ def load(folder: Path) -> Results:
     }
 
 
-def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = list(header)
-    lines = [header, ["---"] * len(header), *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def mean_spread(values: list[float]) -> str:
-    """Mean ± standard deviation over seeds, in percent."""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
-
-
 def task_table(by_model: dict[str, list[Result]]) -> str:
     """Accuracy of each model on one task, in all and on its parts."""
     parts = list(next(iter(by_model.values()))[0]["parts"])
@@ -52,7 +39,7 @@ def task_table(by_model: dict[str, list[Result]]) -> str:
         first = results[0]
         rows.append([
             name, f"{first['parameters']:,}", f"{first['state_bytes'] / 1024:.1f}",
-            mean_spread([r["accuracy"] for r in results]),
+            mean_spread([r["accuracy"] for r in results]) + mark(results),
             *(mean_spread([r["parts"][part] for r in results]) for part in parts),
             f"{statistics.mean(r['steps'] for r in results):.0f}",
             f"{statistics.mean(r['seconds'] for r in results):.0f}", str(len(results)),
@@ -61,15 +48,17 @@ def task_table(by_model: dict[str, list[Result]]) -> str:
 
 
 def mad_table(results: Results) -> str:
-    """A row for each model, a column for each task that was run, and their mean."""
+    """A row for each model, a column for each task that was run, their mean, and the seeds."""
     tasks = [task for task in MAD if task in results]
-    names = [name for name in MODELS if all(name in results[task] for task in tasks)]
     rows = []
-    for name in names:
-        scores = [[r["accuracy"] for r in results[task][name]] for task in tasks]
-        mean = statistics.mean(map(statistics.mean, scores))
-        rows.append([name, *map(mean_spread, scores), f"{100 * mean:.1f}"])
-    return markdown(["model", *tasks, "mean"], rows)
+    for name in (name for name in MODELS if all(name in results[task] for task in tasks)):
+        runs = [results[task][name] for task in tasks]
+        scores = [[run["accuracy"] for run in one] for one in runs]
+        mean = f"{100 * statistics.mean(map(statistics.mean, scores)):.1f}"
+        cells = [mean_spread(s) + mark(one) for s, one in zip(scores, runs, strict=True)]
+        seeds = sorted({len(one) for one in runs})
+        rows.append([name, *cells, mean, ", ".join(map(str, seeds))])
+    return markdown(["model", *tasks, "mean", "seeds"], rows)
 
 
 def capacity_tables(found: Result) -> str:
@@ -105,7 +94,7 @@ def capacity_tables(found: Result) -> str:
                 ]  # fmt: skip
                 cells.append(str(stored_pairs(mine)))
                 if number == 1:
-                    cells.append(claims.with_spread(next(r for r in mine if r["pairs"] == 8)))
+                    cells.append(with_spread(next(r for r in mine if r["pairs"] == 8)))
             rows.append([memory, str(weights), rule, *cells])
     header = ["memory", "numbers", "rule"]
     for number in passes:
@@ -125,7 +114,7 @@ def learnability_table(found: Result) -> str:
     rows = found["rows"]
     families = list(dict.fromkeys(row["family"] for row in rows))
     pairs = list(dict.fromkeys((row["memory"], row["rule"]) for row in rows))
-    cells = {(row["family"], row["memory"], row["rule"]): claims.with_spread(row) for row in rows}
+    cells = {(row["family"], row["memory"], row["rule"]): with_spread(row) for row in rows}
     lines = [[*pair, *(cells[(family, *pair)] for family in families)] for pair in pairs]
     return markdown(["memory", "rule", *families], lines)
 

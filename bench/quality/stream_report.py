@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .plots import figure, outside_legend
-from .report import DOCS, environment_line, fill, markdown, mean_spread
+from .report import DOCS, environment_line, fill
+from .tables import markdown, mean_spread
 from .training import read
 
 Results = dict[str, list[dict[str, Any]]]  # memory -> one for each seed
@@ -110,17 +111,20 @@ def draw(results: Results, path: Path) -> None:
             outside_legend(axes)
 
 
-def write(folder: Path, order: tuple[str, ...], docs: Path = DOCS) -> list[Path]:
-    """The plot, and the page with its generated parts made anew; returns what was written."""
-    results = load(folder, order)
-    runs = [result for found in results.values() for result in found]
-    page, plot = docs / "results_streams.md", docs / "images" / "streams.png"
-    parts = {
-        "environment": environment_line(runs),
+def sections(results: Results) -> dict[str, str]:
+    """The generated parts of the page by the name of their markers."""
+    return {
+        "environment": environment_line([run for found in results.values() for run in found]),
         "recall": recall_table(results),
         "memory": memory_table(results),
         "training": training_table(results),
     }
-    page.write_text(fill(page.read_text(), parts))
+
+
+def write(folder: Path, order: tuple[str, ...], docs: Path = DOCS) -> list[Path]:
+    """The plot, and the page with its generated parts made anew; returns what was written."""
+    results = load(folder, order)
+    page, plot = docs / "results_streams.md", docs / "images" / "streams.png"
+    page.write_text(fill(page.read_text(), sections(results)))
     draw(results, plot)
     return [page, plot]

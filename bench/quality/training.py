@@ -33,6 +33,7 @@ SOLVED, PATIENCE = 0.998, 2  # stop after so many evaluations of such an accurac
 STREAMS = {"train": 0, "evaluate": 1, "test": 2}
 
 Result = dict[str, Any]
+Results = dict[str, dict[str, list[Result]]]  # task -> model -> one for each seed
 
 
 class Score(NamedTuple):
@@ -63,6 +64,11 @@ def evaluate(model: torch.nn.Module, task: Task, sequences: int, source: torch.G
         right += int((logits.argmax(-1) == labels).sum())
         scored += count
     return Score(loss / scored, right / scored)
+
+
+def rounded(value: float) -> float | None:
+    """To four digits; None, JSON's null, for what is no finite number."""
+    return round(value, 4) if math.isfinite(value) else None
 
 
 def schedule(step: int, steps: int) -> float:
@@ -98,11 +104,11 @@ def train(
     """Trains on fresh batches; stops early when the task is solved.
 
     Returns the score on test sequences, the steps and processor seconds taken, and
-    the curve: step, loss and accuracy at each evaluation.
+    the curve: step, loss and accuracy at each evaluation. A loss that is no number is None.
     """
     optimizer = make_optimizer(model, lr)
     data = generator(seed, "train")
-    curve: list[tuple[int, float, float]] = []
+    curve: list[tuple[int, float | None, float | None]] = []
     solved = 0
     started = time.process_time()
     bar = tqdm(range(1, steps + 1), desc=label, leave=False, mininterval=1.0)
@@ -118,7 +124,7 @@ def train(
             optimizer.step()
         if step % max(1, steps // EVALUATIONS) == 0 or step == steps:
             score = evaluate(model, task, EVALUATED, generator(seed, "evaluate"))
-            curve.append((step, round(score.loss, 4), round(score.accuracy, 4)))
+            curve.append((step, *map(rounded, score)))
             bar.set_postfix(loss=f"{score.loss:.3f}", accuracy=f"{score.accuracy:.3f}")
             solved = solved + 1 if score.accuracy >= SOLVED else 0
             if solved == PATIENCE:
@@ -127,8 +133,8 @@ def train(
     seconds = time.process_time() - started
     score = evaluate(model, task, TESTED, generator(seed, "test"))
     return {
-        "accuracy": round(score.accuracy, 4),
-        "loss": round(score.loss, 4),
+        "accuracy": rounded(score.accuracy),
+        "loss": rounded(score.loss),
         "steps": step,
         "tokens": step * batch_size * task.length,
         "seconds": round(seconds, 1),
@@ -179,7 +185,7 @@ def run(task: Task, name: str, seed: int, folder: Path, lr: float = LEARNING_RAT
         model, task, steps=task.steps, batch_size=task.batch_size, lr=lr, seed=seed, label=label
     )
     parts = {
-        part: round(evaluate(model, kind, TESTED, generator(seed, "test")).accuracy, 4)
+        part: rounded(evaluate(model, kind, TESTED, generator(seed, "test")).accuracy)
         for part, kind in task.parts().items()
     }
     result = about | trained | {"parts": parts, "environment": environment()}
@@ -196,5 +202,5 @@ def write(path: Path, result: Result) -> None:
     """Whole or not at all: a run that is interrupted here is made again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(result) + "\n")
+    part.write_text(json.dumps(result, allow_nan=False) + "\n")
     part.replace(path)
