@@ -21,6 +21,7 @@ from atlas_ext.models import Atlas, AtlasCache, AtlasConfig
 from bench.memory import resident_kib
 
 from . import stream_report, training
+from .models import count_parameters
 from .tasks import IGNORED
 from .tasks.haystack import haystack, scatter
 from .tasks.pairs import FACT, QUESTION, Pairs, ask, facts_of
@@ -231,7 +232,7 @@ def run(
     result = {
         "memory": name,
         "seed": seed,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": count_parameters(model),
         "spread": MODELS[name].spread,
         "config": model.config.to_dict(),
         "task": {"keys": task.keys, "values": task.values, "facts": task.facts},

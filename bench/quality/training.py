@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from atlas_ext import __version__
+from bench.device import cpu_model
 
 from . import models
 from .calibration import calibrate
@@ -91,16 +91,7 @@ def make_optimizer(model: torch.nn.Module, lr: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
 
 
-def train(
-    model: torch.nn.Module,
-    task: Task,
-    *,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-    label: str = "",
-) -> Result:
+def train(model: torch.nn.Module, task: Task, lr: float, seed: int, label: str = "") -> Result:
     """Trains on fresh batches; stops early when the task is solved.
 
     Returns the score on test sequences, the steps and processor seconds taken, and
@@ -111,18 +102,18 @@ def train(
     curve: list[tuple[int, float | None, float | None]] = []
     solved = 0
     started = time.process_time()
-    bar = tqdm(range(1, steps + 1), desc=label, leave=False, mininterval=1.0)
+    bar = tqdm(range(1, task.steps + 1), desc=label, leave=False, mininterval=1.0)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = lr * schedule(step - 1, steps)
-        tokens, labels = task.batch(data, batch_size)
+            group["lr"] = lr * schedule(step - 1, task.steps)
+        tokens, labels = task.batch(data, task.batch_size)
         loss = loss_of(model(tokens).logits, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         if torch.isfinite(norm):  # a batch that overflows changes nothing
             optimizer.step()
-        if step % max(1, steps // EVALUATIONS) == 0 or step == steps:
+        if step % max(1, task.steps // EVALUATIONS) == 0 or step == task.steps:
             score = evaluate(model, task, EVALUATED, generator(seed, "evaluate"))
             curve.append((step, *map(rounded, score)))
             bar.set_postfix(loss=f"{score.loss:.3f}", accuracy=f"{score.accuracy:.3f}")
@@ -136,7 +127,7 @@ def train(
         "accuracy": rounded(score.accuracy),
         "loss": rounded(score.loss),
         "steps": step,
-        "tokens": step * batch_size * task.length,
+        "tokens": step * task.batch_size * task.length,
         "seconds": round(seconds, 1),
         "curve": curve,
     }
@@ -147,16 +138,9 @@ def environment() -> dict[str, Any]:
     return {
         "atlas_ext": __version__,
         "torch": torch.__version__,
-        "cpu": cpu_name(),
+        "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
     }
-
-
-def cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def run(task: Task, name: str, seed: int, folder: Path, lr: float = LEARNING_RATE) -> Result:
@@ -180,10 +164,7 @@ def run(task: Task, name: str, seed: int, folder: Path, lr: float = LEARNING_RAT
         "parameters": models.count_parameters(model),
         "state_bytes": models.state_bytes(model, task.length),
     }
-    label = f"{task.name} {name}-{seed}"
-    trained = train(
-        model, task, steps=task.steps, batch_size=task.batch_size, lr=lr, seed=seed, label=label
-    )
+    trained = train(model, task, lr, seed, label=f"{task.name} {name}-{seed}")
     parts = {
         part: rounded(evaluate(model, kind, TESTED, generator(seed, "test")).accuracy)
         for part, kind in task.parts().items()
