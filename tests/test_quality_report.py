@@ -36,7 +36,7 @@ def test_the_whole_rule_of_a_bare_memory() -> None:
     k, v = capacity.draw_pairs(1, 4)
     o = online.learn(memory, rule, k, v, k, torch.ones(4))
     index = online.STEP_SIZES.index(0.1)
-    weights = tuple(w[index : index + 1].double() for w in online.initial_weights(memory, 0))
+    weights = tuple(w[index : index + 1].double() for w in online.initial_weights(memory))
     one = torch.ones(1, 4, 1, dtype=torch.float64)
     x, y = (tensor[:, :, None].double() for tensor in (k, v))
     expected, _ = reference.omega_rule(

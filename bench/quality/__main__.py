@@ -28,7 +28,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     run.add_argument("tasks", nargs="+", choices=names, metavar="TASK", help=", ".join(names))
     run.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
     run.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
-    run.add_argument("--lr", type=float, default=training.LEARNING_RATE)
     run.add_argument("--quick", action="store_true", help="tiny tasks: does the program work?")
     run.add_argument("--threads", type=int, default=1)
     run.add_argument("--out", type=Path, help="folder of the JSON files")
@@ -54,7 +53,7 @@ def run_task(name: str, folder: Path, options: argparse.Namespace) -> None:
     task = TASKS[name].quick() if options.quick else TASKS[name]
     for seed in range(options.seeds):
         for model in options.models:
-            result = training.run(task, model, seed, folder, options.lr)
+            result = training.run(task, model, seed, folder)
             print(
                 f"{name}  {model}-{seed}  {result['parameters']:,} parameters  "
                 f"accuracy {result['accuracy']:.3f}  loss {result['loss']}  "

@@ -60,7 +60,7 @@ class AttentionModel(LanguageModel):
         )
 
 
-def configure(name: str, vocab_size: int, hidden_size: int, **options: Any) -> AtlasConfig:
+def configure(name: str, vocab_size: int, hidden_size: int) -> AtlasConfig:
     """Configuration of a model of a given width: 2 layers, 4 heads of 8, chunks of 16,
     one matrix for embedding and output (which makes recall much quicker to learn).
 
@@ -75,9 +75,7 @@ def configure(name: str, vocab_size: int, hidden_size: int, **options: Any) -> A
         "tie_embeddings": True,
         "variant": "linear_attention" if recipe.variant == ATTENTION else recipe.variant,
     }  # fmt: skip
-    return AtlasConfig(
-        vocab_size=vocab_size, hidden_size=hidden_size, **(fields | options | recipe.options)
-    )
+    return AtlasConfig(vocab_size=vocab_size, hidden_size=hidden_size, **(fields | recipe.options))
 
 
 def from_config(name: str, config: AtlasConfig) -> LanguageModel:
@@ -90,14 +88,12 @@ def count_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def matched_width(name: str, vocab_size: int, **options: Any) -> int:
+def matched_width(name: str, vocab_size: int) -> int:
     """Width at which a model has about as many parameters as the first one at HIDDEN_SIZE."""
 
     def count(model: str, width: int) -> int:
         with torch.device("meta"):
-            return count_parameters(
-                from_config(model, configure(model, vocab_size, width, **options))
-            )
+            return count_parameters(from_config(model, configure(model, vocab_size, width)))
 
     if name == FIRST:
         return HIDDEN_SIZE
@@ -107,16 +103,12 @@ def matched_width(name: str, vocab_size: int, **options: Any) -> int:
     return min(around, key=lambda width: abs(count(name, width) - target))
 
 
-def build(
-    name: str, vocab_size: int, *, hidden_size: int | None = None, **options: Any
-) -> LanguageModel:
-    """A model by its name; `options` are fields of `AtlasConfig` that all models share.
-
-    Its width is chosen so that all models have about as many parameters, unless it is given.
-    """
+def build(name: str, vocab_size: int, *, hidden_size: int | None = None) -> LanguageModel:
+    """A model by its name; its width is chosen so that all models have about as many parameters,
+    unless it is given."""
     if hidden_size is None:
-        hidden_size = matched_width(name, vocab_size, **options)
-    return from_config(name, configure(name, vocab_size, hidden_size, **options))
+        hidden_size = matched_width(name, vocab_size)
+    return from_config(name, configure(name, vocab_size, hidden_size))
 
 
 @torch.no_grad()

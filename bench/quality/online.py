@@ -48,9 +48,9 @@ RULES = {
 }
 
 
-def initial_weights(memory: Memory, seed: int) -> tuple[Tensor, ...]:
+def initial_weights(memory: Memory) -> tuple[Tensor, ...]:
     """M_0 as the layer draws it, a head for each step size and all alike; 0 where it is linear."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     layer = OmegaMemory(DIM, 1, memory=memory.kind, degree=memory.degree)
     heads = len(STEP_SIZES)
     weights = [weight.detach().expand(heads, -1, -1) for weight in layer.memory_weights]
@@ -59,7 +59,7 @@ def initial_weights(memory: Memory, seed: int) -> tuple[Tensor, ...]:
 
 def weight_count(memory: Memory) -> int:
     """Numbers in one memory."""
-    return sum(weight[0].numel() for weight in initial_weights(memory, 0))
+    return sum(weight[0].numel() for weight in initial_weights(memory))
 
 
 @torch.no_grad()
@@ -70,7 +70,6 @@ def learn(
     v: Tensor,  # [B, T, DIM]
     q: Tensor,  # [B, T, DIM]
     schedule: Tensor,  # [T], share of the step size at each token
-    seed: int = 0,
 ) -> Tensor:  # [B, T, len(STEP_SIZES), DIM]
     """What each memory reads at q_t after the write of (k_t, v_t): the exact recurrence, C = 1."""
     batch, length, _ = k.shape
@@ -85,7 +84,7 @@ def learn(
     options: dict[str, Any] = {"ns_steps": 5 if rule.muon else 0, "degree": memory.degree}
     o, _ = atlas_ext.omega_rule(
         per_head(q), per_head(k), per_head(v), gamma, eta, log_theta=log_theta,
-        weights=initial_weights(memory, seed), chunk_size=1, **options,
+        weights=initial_weights(memory), chunk_size=1, **options,
     )  # fmt: skip
     return o
 

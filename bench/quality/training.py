@@ -143,7 +143,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def run(task: Task, name: str, seed: int, folder: Path, lr: float = LEARNING_RATE) -> Result:
+def run(task: Task, name: str, seed: int, folder: Path) -> Result:
     """The result of a model on a task from a seed: read if it is there, else trained and written
     to `folder`/<task>/<model>-<seed>.json."""
     path = folder / task.name / f"{name}-{seed}.json"
@@ -157,14 +157,14 @@ def run(task: Task, name: str, seed: int, folder: Path, lr: float = LEARNING_RAT
         "task": task.name,
         "model": name,
         "seed": seed,
-        "lr": lr,
+        "lr": LEARNING_RATE,
         "batch_size": task.batch_size,
         "step_sizes": [round(size, 5) for size in step_sizes],
         "hidden_size": model.config.hidden_size,
         "parameters": models.count_parameters(model),
         "state_bytes": models.state_bytes(model, task.length),
     }
-    trained = train(model, task, lr, seed, label=f"{task.name} {name}-{seed}")
+    trained = train(model, task, LEARNING_RATE, seed, label=f"{task.name} {name}-{seed}")
     parts = {
         part: rounded(evaluate(model, kind, TESTED, generator(seed, "test")).accuracy)
         for part, kind in task.parts().items()
