@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 Inputs = dict[str, Any]  # keyword arguments: tensors, and tuples of tensors
 Operator = Callable[[Inputs], Tensor]
 Call = Callable[[], object]  # what is timed
+Key = TypeVar("Key")
 DIRECTIONS = ("forward", "forward+backward")
 DECODE = "decode"  # of operators that write their state in place
 WARM_UP, LEAST_ROUNDS = 2, 3
@@ -67,16 +68,16 @@ def stopwatch(call: Call) -> float:
 
 
 def interleave(
-    calls: Mapping[str, Call],
+    calls: Mapping[Key, Call],
     seconds_of: Callable[[Call], float],
     rounds: int,
     most_seconds: float = math.inf,
-) -> dict[str, list[float]]:
+) -> dict[Key, list[float]]:
     """Seconds of each round, in which all take their turn; ours, the last, right after the rivals.
 
     Rounds end early, with LEAST_ROUNDS at the least, once they have taken `most_seconds`.
     """
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[Key, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
     for done in range(WARM_UP + rounds):
         enough = done >= WARM_UP + LEAST_ROUNDS

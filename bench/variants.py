@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from atlas_ext.models import Atlas, AtlasConfig, DeepTransformer
 from atlas_ext.models.variants import ATLAS_VARIANTS, ATTENTION_VARIANTS, HYBRIDS
-from bench.timing import stopwatch
+from bench.quality.models import count_parameters
+from bench.quality.report import fill
+from bench.timing import Call, interleave, stopwatch
 
 BATCH, LENGTH, DECODED, VOCABULARY = 4, 512, 64, 256
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
-BEGIN, END = "<!-- begin python -m bench.variants -->", "<!-- end -->"
+PART = "python -m bench.variants"  # of the page
 
 Model = Atlas | DeepTransformer
 
@@ -39,7 +40,7 @@ def models() -> dict[tuple[str, str], Model]:
     return found
 
 
-def training_step(model: Model) -> Callable[[], object]:
+def training_step(model: Model) -> Call:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     ids = torch.randint(VOCABULARY, (BATCH, LENGTH))
 
@@ -53,28 +54,21 @@ def training_step(model: Model) -> Callable[[], object]:
     return step
 
 
-def decoding(model: Model) -> Callable[[], object]:
+def generation(model: Model, tokens: int) -> Call:
+    """After a prompt, which is read each time."""
     prompt = torch.randint(VOCABULARY, (1, LENGTH))
-    return lambda: model.generate(prompt, max_new_tokens=DECODED, temperature=0.0)
+    return lambda: model.generate(prompt, max_new_tokens=tokens, temperature=0.0)
 
 
 def table(rounds: int) -> str:
     """Markdown; the prompt's prefill is measured by itself and taken off decoding."""
     found = models()
-    calls: dict[tuple[str, str, str], Callable[[], object]] = {}
+    calls: dict[tuple[str, str, str], Call] = {}
     for (variant, hybrid), model in found.items():
         calls[variant, hybrid, "step"] = training_step(model)
-        calls[variant, hybrid, "decode"] = decoding(model)
-        prompt = torch.randint(VOCABULARY, (1, LENGTH))
-        calls[variant, hybrid, "prefill"] = lambda m=model, p=prompt: m.generate(  # type: ignore[misc]
-            p, max_new_tokens=1, temperature=0.0
-        )
-    for call in calls.values():
-        call()  # warm up
-    seconds: dict[tuple[str, str, str], list[float]] = {key: [] for key in calls}
-    for _ in range(rounds):
-        for key, call in calls.items():
-            seconds[key].append(stopwatch(call))
+        calls[variant, hybrid, "decode"] = generation(model, DECODED)
+        calls[variant, hybrid, "prefill"] = generation(model, 1)
+    seconds = interleave(calls, stopwatch, rounds)
     medians = {key: statistics.median(values) for key, values in seconds.items()}
     lines = [
         "| variant | hybrid | parameters, k | training step, ms | tokens/s | decoding, tokens/s |",
@@ -83,9 +77,9 @@ def table(rounds: int) -> str:
     for (variant, hybrid), model in found.items():
         step = medians[variant, hybrid, "step"]
         decode = medians[variant, hybrid, "decode"] - medians[variant, hybrid, "prefill"]
-        parameters = sum(p.numel() for p in model.parameters())
         lines.append(
-            f"| `{variant}` | {hybrid or '–'} | {parameters / 1e3:.0f} | {1e3 * step:.0f} "
+            f"| `{variant}` | {hybrid or '–'} | {count_parameters(model) / 1e3:.0f} "
+            f"| {1e3 * step:.0f} "
             f"| {BATCH * LENGTH / step:,.0f} | {(DECODED - 1) / decode:,.0f} |".replace(",", " ")
         )
     return "\n".join(lines)
@@ -101,10 +95,7 @@ def main() -> None:
     text = table(options.rounds)
     print(text)
     if options.write:
-        page = PAGE.read_text()
-        before, rest = page.split(BEGIN)
-        _, after = rest.split(END, 1)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        PAGE.write_text(fill(PAGE.read_text(), {PART: text}))
 
 
 if __name__ == "__main__":

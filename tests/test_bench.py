@@ -6,7 +6,7 @@ from torch import Tensor
 
 import atlas_ext.reference as reference
 from atlas_ext import testing
-from bench import eager, packages, roofline
+from bench import eager, packages, roofline, variants
 from bench.timing import DIRECTIONS, evaluate, interleave, map_inputs, prepare, quartiles
 
 LEAVES = {"forward": False, "forward+backward": True}
@@ -188,3 +188,15 @@ def test_prepared_call_asks_for_gradients_only_where_named(direction) -> None:
 
     prepare(operator, {"x": torch.ones(3)}, direction, torch.ones(3))()
     assert seen == [LEAVES[direction]]
+
+
+def test_table_of_variants(monkeypatch) -> None:
+    """Made anew it has the rows of the page, and what does not depend on the machine."""
+    for name, value in (("BATCH", 1), ("LENGTH", 8), ("DECODED", 2)):
+        monkeypatch.setattr(variants, name, value)
+    page = variants.PAGE.read_text()
+    _, part = page.split(f"<!-- begin {variants.PART} -->\n")
+    stored = part.split(f"\n<!-- end {variants.PART} -->")[0].splitlines()
+    made = variants.table(rounds=1).splitlines()
+    assert made[:2] == stored[:2]
+    assert [row.split("|")[:4] for row in made] == [row.split("|")[:4] for row in stored]
