@@ -52,13 +52,9 @@ class Cpu:
         return memory.peak_mib(call)
 
     def ceilings(self, dtypes: tuple[str, ...]) -> dict[str, float]:
-        found = {name: value for name, value in roofline.ceilings().items() if value is not None}
-        rates = {"copy": 1e9 * found["copy_gbs"], "clone": 1e9 * found["clone_gbs"]}
-        rates["mm float32"] = 1e9 * found["sgemm_gflops"]
-        rates |= {f"mm {name}": product_rate(name) for name in dtypes if name != "float32"}
-        if "fma_gflops" in found:
-            rates["fma"] = 1e9 * found["fma_gflops"]
-        return rates
+        found = roofline.copy_rates() | {f"mm {name}": product_rate(name) for name in dtypes}
+        fma = roofline.fma_peak(torch.get_num_threads())
+        return found if fma is None else found | {"fma": fma}
 
     def describe(self) -> dict[str, Any]:
         return {"name": cpu_model(), "threads": torch.get_num_threads()}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.eager.small import MUON
+from bench.eager.small import EPS, MUON
 from bench.timing import Inputs
 
 
@@ -29,7 +29,7 @@ def torch_muon(inputs: Inputs) -> Tensor:
     from torch.optim._muon import _zeropower_via_newtonschulz
 
     x = inputs["x"].squeeze(0)
-    return _zeropower_via_newtonschulz(x, MUON, 5, 1e-7).unsqueeze(0).to(x.dtype)
+    return _zeropower_via_newtonschulz(x, MUON, 5, EPS).unsqueeze(0).to(x.dtype)
 
 
 @functools.cache

@@ -155,7 +155,7 @@ def best_of(run: Callable[[], object], rounds: int = 9) -> float:
 
 
 def fma_peak(threads: int) -> float | None:
-    """GFLOP/s of independent multiply-adds in registers, on all threads; None without gcc."""
+    """Operations/s of independent multiply-adds in registers, on all threads; None without gcc."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         return None
@@ -181,20 +181,17 @@ def fma_peak(threads: int) -> float | None:
         for member in team:
             member.join()
 
-    return threads * count * 14 * 16 * 2 / best_of(all_threads) / 1e9
+    return threads * count * 14 * 16 * 2 / best_of(all_threads)
 
 
-def ceilings() -> dict[str, float | None]:
-    """The machine's own best with torch's thread count, in GFLOP/s and GB/s (read and written)."""
-    a, b, out = (torch.randn(2048, 2048) for _ in range(3))
+def copy_rates() -> dict[str, float]:
+    """Bytes/s, read and written, of a copy into touched pages and into fresh ones."""
     big = torch.randn(1 << 24)
     copy = torch.empty_like(big)
-    traffic = 2 * big.nbytes / 1e9
+    traffic = 2 * big.nbytes
     return {
-        "sgemm_gflops": 2 * 2048**3 / best_of(lambda: torch.mm(a, b, out=out)) / 1e9,
-        "fma_gflops": fma_peak(torch.get_num_threads()),
-        "clone_gbs": traffic / best_of(lambda: big.clone()),
-        "copy_gbs": traffic / best_of(lambda: copy.copy_(big)),
+        "copy": traffic / best_of(lambda: copy.copy_(big)),
+        "clone": traffic / best_of(lambda: big.clone()),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import atlas_ext
 from atlas_ext import testing
 from bench import eager, packages, roofline
 from bench.cases.base import Case, OperatorCase, Rival, Shapes, shapes
@@ -91,15 +92,11 @@ def _copy(inputs: Inputs) -> Tensor:
 def _output_sized(inputs: Inputs) -> Inputs:
     """A tensor of the size of poly_features' output: what writing one costs at the least."""
     x = inputs["x"]
-    return {"x": x.new_ones(x.shape[0], poly_dim(x.shape[1]))}
+    return {"x": x.new_ones(x.shape[0], atlas_ext.poly_feature_dim(x.shape[1], 2))}
 
 
 def compiled_features(inputs: Inputs) -> Tensor:
     return eager.poly_features(inputs["x"], compiled(eager.gathered_products))
-
-
-def poly_dim(dim: int) -> int:
-    return (dim + 1) * (dim + 2) // 2
 
 
 def poly_cases(device: str) -> list[Case]:

@@ -77,10 +77,6 @@ class Scans:
         views = [part.view(*lead, *part.shape[1:]) for part in parts]
         return cls(*views[:-1], views[-1].squeeze(-1))
 
-    def chunk(self, n: int) -> Scans:
-        fields = (self.alpha, self.theta, self.step, self.gates, self.coefficients, self.old)
-        return Scans(*(field[n] for field in fields))
-
     def flatten(self) -> Scans:
         """Chunks and groups as one batch."""
         fields = (self.alpha, self.theta, self.step, self.gates, self.coefficients, self.old)

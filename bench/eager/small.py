@@ -11,19 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MUON = (3.4445, -4.7750, 2.0315)
+EPS = 1e-7
 
 
 def newton_schulz(
     x: Tensor,  # [..., m, n]
     steps: int = 5,
-    eps: float = 1e-7,
 ) -> Tensor:
     """The bmm loop: three products a step, sums folded into `baddbmm`. Returns [..., m, n]."""
     a, b, c = MUON
     flat = x.reshape(-1, *x.shape[-2:])
     if flat.shape[1] > flat.shape[2]:
         flat = flat.mT
-    flat = flat / (torch.linalg.matrix_norm(flat, keepdim=True) + eps)
+    flat = flat / (torch.linalg.matrix_norm(flat, keepdim=True) + EPS)
     for _ in range(steps):
         gram = torch.bmm(flat, flat.mT)
         poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
