@@ -198,5 +198,13 @@ class OperatorCase(Case):
         return evaluate(operator, leaves, DIRECTIONS[1], grad.to(out.device))
 
 
+def cases_of(family: str, where: Shapes, device: str, **fields: Any) -> list[Case]:
+    """A case for each length on `device`; `family` may hold {batch} and {heads}."""
+    return [
+        OperatorCase(family=family.format(**shape._asdict()), size=size, shape=shape, **fields)
+        for size, shape in where[device].items()
+    ]
+
+
 def first(output: Tensor | tuple[Tensor, Any]) -> Tensor:
     return output[0] if isinstance(output, tuple) else output

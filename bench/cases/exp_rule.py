@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,12 +10,11 @@ from torch import Tensor
 
 from atlas_ext import testing
 from bench import eager, roofline
-from bench.cases.base import Case, OperatorCase, Rival, Shape, Shapes, shapes
+from bench.cases.base import Case, Rival, Shape, cases_of, shapes
 from bench.cases.rule import CHUNK, COMPILED, MLP, WINDOW, deep_weights, in_float32, stepwise
 from bench.timing import Inputs
 
 KEY = 64
-L2: dict[str, Any] = {"objective": "l2"}
 # A chunk's steps are all taken at its start, and every key of 64 meets every other: small ones.
 STEP = 0.01
 LENGTHS = shapes((256, 2048, 8192), (512, 2048, 8192), 2 * CHUNK)
@@ -72,63 +70,33 @@ def attention_flops(shape: Shape) -> float:
     return shape.batch * shape.heads * 2.0 * pairs * 2 * KEY
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExpRule:
-    """A family."""
-
-    family: str
-    build: Callable[[torch.Generator, Shape], Inputs]
-    flops: Callable[[Shape], float]
-    rivals: tuple[Rival, ...]
-    where: Shapes = field(default_factory=lambda: LENGTHS)
-    options: dict[str, Any] = field(default_factory=lambda: L2)
-    body: Callable[[Callable[..., Any], Inputs, dict[str, Any]], Tensor] | None = None
-
-    def cases(self, device: str) -> list[Case]:
-        return [
-            OperatorCase(
-                op="exp_omega_rule",
-                family=f"{self.family}, B{shape.batch} H{shape.heads} C{CHUNK}",
-                size=size,
-                shape=shape,
-                rivals=self.rivals,
-                build=self.build,
-                forward_flops=self.flops,
-                options=self.options | {"chunk_size": CHUNK},
-                body=self.body,
-            )
-            for size, shape in self.where[device].items()
-        ]
-
-
 EAGER = (
     Rival("eager, chunk by chunk", in_float32(eager.exp_omega_rule)),
     Rival(COMPILED, stepwise(eager.exp_omega_rule, eager.exp_step, dynamic=True)),
 )
-RULES = (
-    ExpRule(
-        family=f"linear K64 V64 W{WINDOW}, momentum",
-        build=linear_inputs,
-        flops=rule_flops(((KEY, KEY),)),
-        rivals=EAGER,
-    ),
-    ExpRule(
-        family=f"mlp F256 K64 V64 W{WINDOW}, momentum",
-        build=mlp_inputs,
-        flops=rule_flops(MLP),
-        rivals=EAGER,
-        where=DEEP_LENGTHS,
-    ),
-    ExpRule(
-        family="as softmax attention, K64 V64",
-        build=attention_inputs,
-        flops=attention_flops,
-        rivals=(Rival("scaled_dot_product_attention", attention),),
-        options={"normalize": "softmax"},
-        body=gated_attention,
-    ),
-)
 
 
 def cases(device: str) -> list[Case]:
-    return [case for rule in RULES for case in rule.cases(device)]
+    sizes = f"B{{batch}} H{{heads}} C{CHUNK}"
+    momentum: dict[str, Any] = {
+        "op": "exp_omega_rule",
+        "rivals": EAGER,
+        "options": {"objective": "l2", "chunk_size": CHUNK},
+    }
+    return [
+        *cases_of(
+            f"linear K64 V64 W{WINDOW}, momentum, {sizes}", LENGTHS, device,
+            build=linear_inputs, forward_flops=rule_flops(((KEY, KEY),)), **momentum,
+        ),
+        *cases_of(
+            f"mlp F256 K64 V64 W{WINDOW}, momentum, {sizes}", DEEP_LENGTHS, device,
+            build=mlp_inputs, forward_flops=rule_flops(MLP), **momentum,
+        ),
+        *cases_of(
+            f"as softmax attention, K64 V64, {sizes}", LENGTHS, device,
+            op="exp_omega_rule",
+            rivals=(Rival("scaled_dot_product_attention", attention),),
+            build=attention_inputs, forward_flops=attention_flops,
+            options={"normalize": "softmax", "chunk_size": CHUNK}, body=gated_attention,
+        ),
+    ]  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bench import eager, packages, roofline
-from bench.cases.base import Case, OperatorCase, Rival, Shape, first, shapes
+from bench.cases.base import Case, Rival, Shape, cases_of, first, shapes
 from bench.cases.rule import CHUNK, MLP
 from bench.timing import Inputs
 
@@ -120,24 +120,19 @@ def cases(device: str) -> list[Case]:
     if device == "emulated":
         return []  # omega_rule's own cases are enough there
     where = shapes((256, 2048, 8192), (512, 2048, 8192), CHUNK)
-    return [
-        OperatorCase(
-            op="omega_rule",
-            family=f"in a layer as Titans has it, B{shape.batch} H{HEADS}, mlp F256 K64 V64 W1",
-            size=size,
-            shape=shape,
-            rivals=(
-                Rival(
-                    "titans-pytorch NeuralMemory", _run_titans, inputs=_titans_inputs,
-                    targets=(2.5, 2.5),
-                    absent=packages.absent("titans_pytorch", "titans-pytorch"),
-                ),
-            ),
-            dtypes=("float32", "tf32"),
-            build=_build,
-            body=_ours,
-            checker=lambda inputs: _ours(eager.omega_rule_by_chunk, inputs, {}),
-            forward_flops=_flops,
-        )
-        for size, shape in where[device].items()
-    ]  # fmt: skip
+    titans = Rival(
+        "titans-pytorch NeuralMemory", _run_titans, inputs=_titans_inputs, targets=(2.5, 2.5),
+        absent=packages.absent("titans_pytorch", "titans-pytorch"),
+    )  # fmt: skip
+    return cases_of(
+        f"in a layer as Titans has it, B{{batch}} H{HEADS}, mlp F256 K64 V64 W1",
+        where,
+        device,
+        op="omega_rule",
+        rivals=(titans,),
+        dtypes=("float32", "tf32"),
+        build=_build,
+        body=_ours,
+        checker=lambda inputs: _ours(eager.omega_rule_by_chunk, inputs, {}),
+        forward_flops=_flops,
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atlas_ext import testing
 from bench import eager, packages, roofline
-from bench.cases.base import Case, OperatorCase, Rival, Shape, Shapes, shapes
+from bench.cases.base import Case, Rival, Shape, Shapes, cases_of, shapes
 from bench.compiled import compiled
 from bench.roofline import Shapes as Matrices
 from bench.timing import Inputs, Operator
@@ -63,20 +63,17 @@ class Rule:
         )
 
     def cases(self, device: str) -> list[Case]:
-        return [
-            OperatorCase(
-                op="omega_rule",
-                family=f"{self.family}, B{shape.batch} H{shape.heads} C{CHUNK} W{WINDOW}",
-                size=size,
-                shape=shape,
-                rivals=self.rivals,
-                build=self.build,
-                forward_flops=self.flops,
-                options=self.options | {"chunk_size": CHUNK},
-                orthogonalised="ns_steps" in self.options,
-            )
-            for size, shape in self.where[device].items()
-        ]
+        return cases_of(
+            f"{self.family}, B{{batch}} H{{heads}} C{CHUNK} W{WINDOW}",
+            self.where,
+            device,
+            op="omega_rule",
+            rivals=self.rivals,
+            build=self.build,
+            forward_flops=self.flops,
+            options=self.options | {"chunk_size": CHUNK},
+            orthogonalised="ns_steps" in self.options,
+        )
 
 
 def deep_weights(generator: torch.Generator, heads: int, matrices: Matrices) -> tuple[Tensor, ...]:

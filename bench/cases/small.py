@@ -8,7 +8,7 @@ from torch import Tensor
 import atlas_ext
 from atlas_ext import testing
 from bench import eager, packages, roofline
-from bench.cases.base import Case, OperatorCase, Rival, Shapes, shapes
+from bench.cases.base import Case, Rival, Shapes, cases_of, shapes
 from bench.compiled import compiled
 from bench.timing import DIRECTIONS, Inputs
 
@@ -42,47 +42,33 @@ def schulz_cases(
     family: str, rows: int, columns: int, where: Shapes, device: str, *rivals: Rival
 ) -> list[Case]:
     """Batches of matrices [rows, columns]; the length counts them."""
-    return [
-        OperatorCase(
-            op="newton_schulz",
-            family=family,
-            size=size,
-            shape=shape,
-            unit="batch ",
-            rivals=rivals,
-            build=lambda generator, shape: {
-                "x": conditioned(generator, shape.length, rows, columns)
-            },
-            forward_flops=lambda shape: roofline.newton_schulz_flops(
-                shape.length, rows, columns, 5
-            ),
-            orthogonalised=True,
-        )
-        for size, shape in where[device].items()
-    ]
+    return cases_of(
+        family,
+        where,
+        device,
+        op="newton_schulz",
+        unit="batch ",
+        rivals=rivals,
+        build=lambda generator, shape: {"x": conditioned(generator, shape.length, rows, columns)},
+        forward_flops=lambda shape: roofline.newton_schulz_flops(shape.length, rows, columns, 5),
+        orthogonalised=True,
+    )
 
 
 def single_cases(device: str) -> list[Case]:
     """One square matrix, as an optimiser has it; the length is its side."""
     where = shapes((128, 512, 1024), (256, 1024, 4096), 32)
-    return [
-        OperatorCase(
-            op="newton_schulz",
-            family="one square matrix, 5 steps",
-            size=size,
-            shape=shape,
-            unit="side ",
-            rivals=(*schulz_rivals((None, None)), TORCH_MUON, GRAM_NEWTON_SCHULZ),
-            build=lambda generator, shape: {
-                "x": conditioned(generator, 1, shape.length, shape.length)
-            },
-            forward_flops=lambda shape: roofline.newton_schulz_flops(
-                1, shape.length, shape.length, 5
-            ),
-            orthogonalised=True,
-        )
-        for size, shape in where[device].items()
-    ]
+    return cases_of(
+        "one square matrix, 5 steps",
+        where,
+        device,
+        op="newton_schulz",
+        unit="side ",
+        rivals=(*schulz_rivals((None, None)), TORCH_MUON, GRAM_NEWTON_SCHULZ),
+        build=lambda generator, shape: {"x": conditioned(generator, 1, shape.length, shape.length)},
+        forward_flops=lambda shape: roofline.newton_schulz_flops(1, shape.length, shape.length, 5),
+        orthogonalised=True,
+    )
 
 
 def _copy(inputs: Inputs) -> Tensor:
@@ -101,30 +87,29 @@ def compiled_features(inputs: Inputs) -> Tensor:
 
 def poly_cases(device: str) -> list[Case]:
     where = shapes((1024, 8192, 32768), (8192, 65536, 262144), 9)
-    return [
-        OperatorCase(
-            op="poly_features",
-            family=f"degree 2, K{DIM}",
-            size=size,
-            shape=shape,
-            unit="rows ",
-            rivals=(
-                Rival(
-                    "eager, gather",
-                    lambda inputs: eager.poly_features(inputs["x"]),
-                    targets=(6.0, 6.0),
-                ),
-                Rival(COMPILED, compiled_features),
-                Rival("memcpy", _copy, inputs=_output_sized, directions=DIRECTIONS[:1],
-                      targets=(0.6, None)),
+    memcpy = Rival(
+        "memcpy", _copy, inputs=_output_sized, directions=DIRECTIONS[:1], targets=(0.6, None)
+    )
+    return cases_of(
+        f"degree 2, K{DIM}",
+        where,
+        device,
+        op="poly_features",
+        unit="rows ",
+        rivals=(
+            Rival(
+                "eager, gather",
+                lambda inputs: eager.poly_features(inputs["x"]),
+                targets=(6.0, 6.0),
             ),
-            build=lambda generator, shape: {"x": testing.normal(generator, shape.length, DIM)},
-            forward_flops=lambda shape: roofline.poly_features_flops(shape.length, DIM),
-            options={"degree": 2},
-            memory_bound=True,
-        )
-        for size, shape in where[device].items()
-    ]  # fmt: skip
+            Rival(COMPILED, compiled_features),
+            memcpy,
+        ),
+        build=lambda generator, shape: {"x": testing.normal(generator, shape.length, DIM)},
+        forward_flops=lambda shape: roofline.poly_features_flops(shape.length, DIM),
+        options={"degree": 2},
+        memory_bound=True,
+    )
 
 
 def cases(device: str) -> list[Case]:
