@@ -156,7 +156,8 @@ def test_eager_rule_of_the_presets(every) -> None:
 
 
 def test_torch_muon_is_newton_schulz() -> None:
-    x = testing.conditioned(torch.Generator().manual_seed(0), 1, 12, 8).float()
+    # its singular values differ so much that another number of steps gives another result
+    x = testing.normal(torch.Generator().manual_seed(0), 1, 12, 8).float()
     expected = reference.newton_schulz(x.double())
     assert testing.relative_error(packages.torch_muon({"x": x}), expected) < 3e-2  # bfloat16 inside
 

@@ -162,19 +162,25 @@ def test_the_state_is_counted() -> None:
 
 
 class Oracle(torch.nn.Module):
-    """Knows the value of every key of Memorisation, and nothing of other tasks."""
+    """Knows the value of every key of Memorisation, as surely as it is told to."""
+
+    def __init__(self, certainty: float) -> None:
+        super().__init__()
+        self.certainty = certainty
 
     def forward(self, tokens: Tensor):
         task = TASKS["memorisation"]
         answers = task.dictionary()[tokens.roll(1, dims=1).clamp(max=task.keys - 1)]
-        logits = 20.0 * torch.nn.functional.one_hot(answers, task.vocab_size).float()
+        logits = self.certainty * torch.nn.functional.one_hot(answers, task.vocab_size).float()
         return type("Output", (), {"logits": logits})
 
 
 def test_scores() -> None:
     task = TASKS["memorisation"]
-    score = training.evaluate(Oracle(), task, 5, torch.Generator())
+    score = training.evaluate(Oracle(20.0), task, 5, torch.Generator())
     assert score.accuracy == 1.0 and score.loss < 1e-5
+    score = training.evaluate(Oracle(0.0), task, task.batch_size + 1, torch.Generator())
+    assert score.accuracy < 0.1 and score.loss == pytest.approx(math.log(task.vocab_size), abs=1e-3)
     logits = torch.zeros(1, 3, 4)
     labels = torch.tensor([[IGNORED, 2, IGNORED]])
     assert training.loss_of(logits, labels).item() == pytest.approx(1.3863, abs=1e-4)
