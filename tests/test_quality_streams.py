@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from searched_task import assert_search_finds_labels
 
 from atlas_ext.models import Atlas, AtlasCache, AtlasConfig
 from bench.quality import stream, stream_report
-from bench.quality.tasks import IGNORED, TASKS
+from bench.quality.tasks import TASKS
 from bench.quality.tasks.facts import TAKES, WALKS, WHERE, Facts
 from bench.quality.tasks.haystack import haystack, scatter, windows
 from bench.quality.tasks.needle import Needle
@@ -55,26 +56,15 @@ def solve(task, row: list[int], t: int) -> int | None:
     return place_of(task, row, t) if isinstance(task, Facts) else value_of(row, t)
 
 
-def assert_search_finds_labels(task) -> None:
-    tokens, labels = task.batch(torch.Generator().manual_seed(1), 4)
-    assert tokens.shape == labels.shape == (4, task.length)
-    assert tokens.dtype == labels.dtype == torch.int64
-    assert tokens.min() >= 0 and tokens.max() < task.vocab_size
-    assert (labels != IGNORED).any()
-    for row, wanted in zip(tokens.tolist(), labels.tolist(), strict=True):
-        found = [solve(task, row, t) for t in range(task.length)]
-        assert [IGNORED if answer is None else answer for answer in found] == wanted
-
-
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("name", HIDDEN)
 def test_a_search_finds_every_label(name: str, quick: bool) -> None:
-    assert_search_finds_labels(TASKS[name].quick() if quick else TASKS[name])
+    assert_search_finds_labels(TASKS[name].quick() if quick else TASKS[name], solve)
 
 
 @pytest.mark.parametrize("facts", [1, 8])
 def test_a_search_finds_every_fact_of_a_stream(facts: int) -> None:
-    assert_search_finds_labels(Pairs.of(keys=16, values=8, facts=facts, length=64))
+    assert_search_finds_labels(Pairs.of(keys=16, values=8, facts=facts, length=64), solve)
 
 
 def test_scattered_needles_are_whole_and_in_order() -> None:
