@@ -136,13 +136,16 @@ def test_sizes_beyond_a_block(memory: str, sizes: Any, options: dict[str, Any]) 
             check(run(inputs, chunk_size=7, **options), wanted)
 
 
-def test_blocks_take_turns() -> None:
-    """Scratch of one block for every multiprocessor, of which there are fewer than pasts."""
-    inputs = update_inputs((2, 70), memory="mlp", K=130, W=40, step=0.02)
+@pytest.mark.parametrize(("W", "blocks"), [(40, 1 + 4 + 1), (120, 1 + 1 + 1)])
+def test_blocks_take_turns(W: int, blocks: int) -> None:
+    """With scratch, of which every multiprocessor has one: of the walk, and of the tokens' ends."""
+    inputs = update_inputs((2, 150), memory="mlp", K=130, W=W, step=0.02)
     wanted = run_reference(inputs, chunk_size=4, objective="l2")
     with emulated(capability=75) as backend:
         backend.set_device(75, multiprocessors=1)
+        backend.reset_counters()
         check(run(inputs, chunk_size=4, objective="l2"), wanted)
+        assert backend.counters()["blocks"] == blocks
 
 
 @each_memory
@@ -183,7 +186,7 @@ def test_states_of_any_strides(memory: str) -> None:
 
 
 def test_rows_that_stay_keep_their_bits() -> None:
-    """Neither a decay nor a momentum: only the window's rows are written."""
+    """Neither a decay nor a momentum: what came before the window is as it was."""
     inputs = update_inputs((9, 70), theta=False, alpha=False, W=3)
     with emulated():
         actual = run(inputs, chunk_size=8)
