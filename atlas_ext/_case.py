@@ -77,6 +77,15 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
+def run_in_place(
+    function: Callable[..., Tensor], inputs: Inputs, **options: Any
+) -> dict[str, Tensor]:
+    """The output and the state after the call, a copy: that of ``inputs`` stays as it is."""
+    state = map_tensors(lambda _, tensor: tensor.clone(), inputs["state"])
+    output = function(**{**inputs, "state": state}, **options)
+    return named_tensors({"o": output, "state": state})
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """One call of one operator: how its inputs are made, its options, and why this shape."""
@@ -147,9 +156,7 @@ class Case:
         if function is None:
             function = getattr(import_module(f"atlas_ext.ops.{self.op}"), self.op)
         if self.in_place:
-            state = map_tensors(lambda _, tensor: tensor.clone(), inputs["state"])
-            output = function(**{**inputs, "state": state}, **self.options)
-            return named_tensors({"o": output, "state": state})
+            return run_in_place(function, inputs, **self.options)
         output = function(**inputs, **self.options)
         if isinstance(output, tuple):
             output = {"o": output[0], "final_state": output[1]}

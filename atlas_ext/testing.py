@@ -31,6 +31,7 @@ from atlas_ext._case import (
     omega_tensors,
     relative_error,
     require_grad,
+    run_in_place,
     uniform,
     wide_inputs,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "omega_tensors",
     "relative_error",
     "require_grad",
+    "run_in_place",
     "uniform",
     "wide_inputs",
 ]

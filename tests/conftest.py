@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from atlas_ext._load import load_emulated
 from atlas_ext.testing import emulated, has_emulated_kernel
 
 ORDERS = (
@@ -89,6 +90,30 @@ def emulation(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def emulator() -> None:
+    """Skips the test where this build has no emulated kernels."""
+    try:
+        load_emulated()
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def backend(emulator: None) -> Iterator[Any]:
+    """The emulated kernels in use, as `emulated` yields them."""
+    with emulated() as module:
+        yield module
+
+
+@pytest.fixture
+def matmul_precision() -> Iterator[None]:
+    """Lets a test change torch's setting for float32 products."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture

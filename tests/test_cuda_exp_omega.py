@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from test_cuda_omega import assert_right
+from cuda_checks import check_case, check_causal, check_wrong_bounds, each_wrong_bounds
 
 import atlas_ext
 from atlas_ext import testing
 from atlas_ext._exp_omega_cases import _case
 
+pytestmark = pytest.mark.usefixtures("emulator")
 F32 = torch.float32
-
-
-@pytest.fixture
-def device() -> Iterator[Any]:
-    with testing.emulated() as module:
-        yield module
-
-
-@pytest.fixture
-def precision(request: pytest.FixtureRequest) -> Iterator[str]:
-    """torch's setting for float32 products."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(request.param)
-    yield request.param
-    torch.set_float32_matmul_precision(before)
 
 
 LARGE = {
@@ -39,10 +24,11 @@ LARGE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", ["highest", "high"], indirect=True)
+@pytest.mark.parametrize("precision", ["highest", "high"])
 @pytest.mark.parametrize("name", LARGE)
-def test_buffers_in_device_memory(name: str, precision: str) -> None:
+def test_buffers_in_device_memory(name: str, precision: str, matmul_precision: None) -> None:
     """What does not fit in a block's shared memory, and blocks that take items in turn."""
+    torch.set_float32_matmul_precision(precision)
     options = {"W": 12, "chunk_size": 32, "objective": "l2", "step": 0.02, **LARGE[name]}
     case = _case(name, "", (2, 75), **options)
     capability = 75 if precision == "highest" else 86
@@ -55,7 +41,7 @@ def test_buffers_in_device_memory(name: str, precision: str) -> None:
         assert counters["blocks"] == 3
         assert (counters["mma"] > 0) == (precision == "high")
         tolerance = 2e-3 if precision == "high" else case.tolerance(F32)
-        assert_right(case, tolerance=tolerance)
+        check_case(case, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("capability", [75, 86, 90])
@@ -64,39 +50,24 @@ def test_other_devices(name: str, capability: int) -> None:
     case = next(c for c in testing.cases("exp_omega_rule") if c.name == name)
     with testing.emulated(capability=capability):
         for dtype in (F32, torch.bfloat16):
-            assert_right(case, dtype)
+            check_case(case, dtype)
 
 
 @pytest.mark.parametrize("memory", ["linear", "mlp"])
-def test_causality_is_bitwise(memory: str, device: Any) -> None:
+def test_causality_is_bitwise(memory: str, backend: Any) -> None:
     options = {"memory": memory, "objective": "l2", "normalize": "softmax", "step": 0.3}
     case = _case("causal", "", (1, 23), W=4, theta=True, chunk_size=8, **options)
-    inputs = case.inputs(F32)
-    with torch.no_grad():
-        before = case.run(inputs)["o"]
-        for t in (3, 8, 15, 22):
-            later = dict(inputs)
-            for name in ("q", "k", "v", "gamma", "eta", "log_alpha", "log_theta"):
-                later[name] = inputs[name].clone()
-                later[name][:, t] *= 0.5
-            assert torch.equal(case.run(later)["o"][:, :t], before[:, :t])
+    check_causal(case)
 
 
-@pytest.mark.parametrize("bounds", [(0, 30, 11), (-4, 3, 11), (0, 7, 5), (3, 3, 3)])
-def test_wrong_cu_seqlens_touch_nothing_foreign(bounds: tuple[int, ...], device: Any) -> None:
-    """Their values cannot be read without waiting for the device; the kernel clamps them."""
+@each_wrong_bounds
+def test_wrong_cu_seqlens_touch_nothing_foreign(bounds: tuple[int, ...], backend: Any) -> None:
     case = _case("packed", "", (1, 11), lengths=(5, 6), theta=True, chunk_size=4)
-    inputs = case.inputs(F32)
-    inputs["cu_seqlens"] = torch.tensor(bounds, dtype=torch.int32)
-    inputs = testing.require_grad(inputs, ["q", "v"])
-    tokens = [inputs[name] for name in ("q", "k", "v", "gamma", "eta", "log_alpha", "log_theta")]
-    o, _ = atlas_ext.exp_omega_rule(*tokens, chunk_size=4, cu_seqlens=inputs["cu_seqlens"])
-    assert o.shape == (1, 11, 2, 3)
-    torch.autograd.grad(o.nan_to_num().sum(), [inputs["q"], inputs["v"]])
+    check_wrong_bounds(case, bounds)
 
 
 @pytest.mark.parametrize("memory", ["linear", "gated_mlp"])
-def test_positions_without_room_give_nan(memory: str, device: Any) -> None:
+def test_positions_without_room_give_nan(memory: str, backend: Any) -> None:
     """Negative, beyond the state's room, beyond the final state's; the fourth sequence goes on."""
     options: dict[str, Any] = {"memory": memory, "objective": "l2", "theta": True}
     case = _case("state", "", (4, 6), positions=(2, 5, 4, 3), room=3, chunk_size=4, **options)
@@ -119,7 +90,7 @@ def test_positions_without_room_give_nan(memory: str, device: Any) -> None:
         assert (found[name][:3].nan_to_num() == 0).all(), name
 
 
-def test_a_state_without_a_position_stays_without(device: Any) -> None:
+def test_a_state_without_a_position_stays_without(backend: Any) -> None:
     """Also where no final state limits it; a position that only that would exceed is right."""
     case = _case("state", "", (2, 6), positions=(5, 4), room=3, chunk_size=4)
     inputs = case.inputs(F32)
@@ -137,7 +108,7 @@ def test_a_state_without_a_position_stays_without(device: Any) -> None:
 
 
 def test_final_state_of_packed_sequences_has_room_for_the_longest(
-    device: Any, monkeypatch: pytest.MonkeyPatch
+    backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bounds that are read; wrong ones ask for no more than T, captured calls for T and before."""
     sizes: dict[str, Any] = {"lengths": (4, 5, 2), "positions": (3, 1, 3), "chunk_size": 4}
@@ -156,14 +127,14 @@ def test_final_state_of_packed_sequences_has_room_for_the_longest(
         assert final().capacity == 14
 
 
-def test_a_state_of_float64_is_refused_by_its_name(device: Any) -> None:
+def test_a_state_of_float64_is_refused_by_its_name(backend: Any) -> None:
     inputs = _case("state", "", (2, 6), positions=(5, 4)).inputs(F32)
     inputs["initial_state"].keys = inputs["initial_state"].keys.double()
     with pytest.raises(RuntimeError, match=r"exp_omega_rule: initial_state\.keys: wanted float32"):
         atlas_ext.exp_omega_rule(**inputs)
 
 
-def test_float64_is_refused(device: Any) -> None:
+def test_float64_is_refused(backend: Any) -> None:
     case = testing.cases("exp_omega_rule")[0]
     with pytest.raises(RuntimeError, match=r"exp_omega_rule: q: wanted float32, .* got float64"):
         case.run(case.inputs(torch.float64))

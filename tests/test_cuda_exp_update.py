@@ -6,16 +6,15 @@ memory, positions that are none, strides, decoding after a prefill, capabilities
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from cuda_checks import CAPABILITIES, check, check_orders, check_strides, each_memory
 from torch import Tensor
 
-from atlas_ext import ExpOmegaState, exp_omega_rule, exp_omega_rule_update, reference
-from atlas_ext._case import PLAIN_TOLERANCE
-from atlas_ext._load import load_emulated
+from atlas_ext import exp_omega_rule, exp_omega_rule_update, reference
 from atlas_ext.testing import (
     cases,
     emulated,
@@ -24,22 +23,11 @@ from atlas_ext.testing import (
     memory_weights,
     named_tensors,
     omega_tensors,
-    relative_error,
+    run_in_place,
     wide_inputs,
 )
 
-CAPABILITIES = (75, 80, 90)
-MEMORIES = ("linear", "mlp", "gated_mlp")
-each_memory = pytest.mark.parametrize("memory", MEMORIES)
-
-
-@pytest.fixture(autouse=True)
-def library() -> Iterator[None]:
-    try:
-        load_emulated()
-    except ImportError as error:
-        pytest.skip(str(error))
-    yield
+pytestmark = pytest.mark.usefixtures("emulator")
 
 
 def update_inputs(
@@ -66,33 +54,11 @@ def update_inputs(
     return map_tensors(lambda _, t: t.float() if t.is_floating_point() else t, inputs)  # type: ignore[no-any-return]
 
 
-def copied(state: ExpOmegaState) -> ExpOmegaState:
-    return map_tensors(lambda _, tensor: tensor.clone(), state)  # type: ignore[no-any-return]
-
-
-def outputs(o: Tensor, state: ExpOmegaState) -> dict[str, Tensor]:
-    return named_tensors({"o": o, "state": state})
+run = partial(run_in_place, exp_omega_rule_update)
 
 
 def run_reference(inputs: dict[str, Any], **options: Any) -> dict[str, Tensor]:
-    wide = wide_inputs(inputs)
-    wide["state"] = copied(wide["state"])
-    return outputs(reference.exp_omega_rule_update(**wide, **options), wide["state"])
-
-
-def run(inputs: dict[str, Any], **options: Any) -> dict[str, Tensor]:
-    given = {**inputs, "state": copied(inputs["state"])}
-    return outputs(exp_omega_rule_update(**given, **options), given["state"])
-
-
-def check(
-    actual: dict[str, Tensor],
-    wanted: dict[str, Tensor],
-    tolerance: float = PLAIN_TOLERANCE[torch.float32],
-) -> None:
-    assert actual.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        assert relative_error(actual[name], tensor) <= tolerance, name
+    return run_in_place(reference.exp_omega_rule_update, wide_inputs(inputs), **options)
 
 
 @pytest.mark.parametrize("normalize", ["none", "softmax", "rms"])
@@ -128,7 +94,10 @@ def test_prefill_then_decode_is_one_pass(memory: str, normalize: str) -> None:
             shorter = map_tensors(
                 lambda name, t: t[:, :T] if t.dim() == 4 and t.shape[1] > T else t, state
             )
-            check(outputs(torch.cat(decoded, 1), shorter), outputs(whole, final))
+            check(
+                named_tensors({"o": torch.cat(decoded, 1), "state": shorter}),
+                named_tensors({"o": whole, "state": final}),
+            )
 
 
 @pytest.mark.parametrize("normalize", ["none", "softmax"])
@@ -167,13 +136,16 @@ def test_sizes_beyond_a_block(memory: str, sizes: Any, options: dict[str, Any]) 
             check(run(inputs, chunk_size=7, **options), wanted)
 
 
-def test_blocks_take_turns() -> None:
-    """Scratch of one block for every multiprocessor, of which there are fewer than pasts."""
-    inputs = update_inputs((2, 70), memory="mlp", K=130, W=40, step=0.02)
+@pytest.mark.parametrize(("W", "blocks"), [(40, 1 + 4 + 1), (120, 1 + 1 + 1)])
+def test_blocks_take_turns(W: int, blocks: int) -> None:
+    """With scratch, of which every multiprocessor has one: of the walk, and of the tokens' ends."""
+    inputs = update_inputs((2, 150), memory="mlp", K=130, W=W, step=0.02)
     wanted = run_reference(inputs, chunk_size=4, objective="l2")
     with emulated(capability=75) as backend:
         backend.set_device(75, multiprocessors=1)
+        backend.reset_counters()
         check(run(inputs, chunk_size=4, objective="l2"), wanted)
+        assert backend.counters()["blocks"] == blocks
 
 
 @each_memory
@@ -207,30 +179,14 @@ def test_capabilities(case: Any, capability: int) -> None:
 
 @each_memory
 def test_states_of_any_strides(memory: str) -> None:
-    """Rows apart, heads outermost, positions of every other element; keys and tails shorter."""
     inputs = update_inputs((2, 3, 7), memory=memory, W=4, room=1)
-
-    def spread(name: str, tensor: Tensor) -> Tensor:
-        if name == "position":
-            return tensor.repeat_interleave(2)[::2]
-        if "tail" in name or name == "keys":
-            tensor = tensor.bfloat16()
-        padded = torch.nn.functional.pad(tensor.transpose(0, 1).contiguous(), (0, 3, 0, 2))
-        return padded[..., : tensor.shape[-2], : tensor.shape[-1]].transpose(0, 1)
-
-    inputs["state"] = map_tensors(spread, inputs["state"])
-    state = inputs["state"]
-    wanted = run_reference(inputs, chunk_size=4, objective="l2")
-    with emulated(order="random"):
-        o = exp_omega_rule_update(**inputs, chunk_size=4, objective="l2")
-    actual = outputs(o, state)
-    for name in wanted:  # keys and tails are stored in their own dtype
-        stored = torch.bfloat16 if "tail" in name or "keys" in name else torch.float32
-        assert relative_error(actual[name], wanted[name]) <= PLAIN_TOLERANCE[stored], name
+    options: dict[str, Any] = {"chunk_size": 4, "objective": "l2"}
+    short = ("keys", "k_tail", "v_tail")
+    check_strides(exp_omega_rule_update, run_reference, inputs, short=short, **options)
 
 
 def test_rows_that_stay_keep_their_bits() -> None:
-    """Neither a decay nor a momentum: only the window's rows are written."""
+    """Neither a decay nor a momentum: what came before the window is as it was."""
     inputs = update_inputs((9, 70), theta=False, alpha=False, W=3)
     with emulated():
         actual = run(inputs, chunk_size=8)
@@ -242,13 +198,7 @@ def test_rows_that_stay_keep_their_bits() -> None:
 def test_orders_of_threads_give_the_same_bits() -> None:
     inputs = update_inputs((2, 130), memory="gated_mlp", F=9, step=0.02)
     options: dict[str, Any] = {"objective": "l2", "normalize": "softmax", "chunk_size": 3}
-    results = []
-    for order in ("forward", "reverse", "random"):
-        with emulated(order=order, seed=5):
-            results.append(run(inputs, **options))
-    for other in results[1:]:
-        for name, value in results[0].items():
-            assert torch.equal(value, other[name]), name
+    check_orders(lambda: run(inputs, **options))
 
 
 def test_bad_arguments_and_float64_are_refused() -> None:

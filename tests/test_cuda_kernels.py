@@ -7,12 +7,13 @@ magnitudes, odd addresses, orders of threads, and which path a call took.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cuda_checks import CAPABILITIES
 from cuda_instances import (
     GROUPS,
     TF32_TOLERANCE,
@@ -30,9 +31,8 @@ import atlas_ext
 from atlas_ext import reference, testing
 from atlas_ext.__main__ import OPERATORS
 from atlas_ext._case import ORTHOGONALISED_TOLERANCE, PLAIN_TOLERANCE
-from atlas_ext._load import load_emulated
 
-CAPABILITIES = (75, 80, 90)
+pytestmark = pytest.mark.usefixtures("emulator", "matmul_precision")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (
     (5, 16, 16),  # four matrices a block, and one over
@@ -45,17 +45,6 @@ SIZES = (
     (1, 200, 150),  # beyond the tiles: products
 )
 Function = Callable[[Tensor], Tensor]
-
-
-@pytest.fixture(autouse=True)
-def library() -> Iterator[None]:
-    try:
-        load_emulated()
-    except ImportError as error:
-        pytest.skip(str(error))
-    precision = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(precision)
 
 
 def matrices(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -2,75 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from cuda_checks import check_case, check_causal, check_wrong_bounds, each_wrong_bounds
 
 import atlas_ext
 from atlas_ext import testing
 from atlas_ext.testing import Case, _omega
 
-try:
-    with testing.emulated():
-        pass
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
-
+pytestmark = pytest.mark.usefixtures("emulator")
 F32 = torch.float32
 
 
-@pytest.fixture
-def device() -> Iterator[Any]:
-    with testing.emulated() as module:
-        yield module
-
-
-def run(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Outputs and gradients of a case, whichever kernels are in use."""
-    inputs = case.inputs(dtype)
-    names = case.differentiable(inputs)
-    inputs = testing.require_grad(inputs, names)
-    outputs = case.run(inputs)
-    return outputs, testing.gradients(outputs, inputs, names, testing.cotangents(outputs))
-
-
-def assert_right(
-    case: Case,
-    dtype: torch.dtype = F32,
-    tolerance: float | None = None,
-    grad_tolerance: float | None = None,
-) -> None:
-    tolerance = tolerance or case.tolerance(dtype)
-    outputs, grads = run(case, dtype)
-    inputs = case.inputs(dtype)
-    names = case.differentiable(inputs)
-    wide = testing.require_grad(testing.wide_inputs(inputs), names)
-    wanted = case.run_reference(wide)
-    wanted_grads = testing.gradients(wanted, wide, names, testing.cotangents(wanted))
-    for found, truth, limit in (
-        (outputs, wanted, tolerance),
-        (grads, wanted_grads, grad_tolerance or tolerance),
-    ):
-        errors = {name: testing.relative_error(found[name].detach(), truth[name]) for name in truth}
-        bad = {name: f"{error:.1e}" for name, error in errors.items() if not error <= limit}
-        assert not bad, bad
-
-
 @pytest.mark.parametrize("case", testing.cases("omega_rule"), ids=lambda case: case.id)
-def test_tf32(case: Case, device: Any) -> None:
+def test_tf32(case: Case, backend: Any, matmul_precision: None) -> None:
     """A deep memory's gradient passes through more rounded products than its output."""
-    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
-    try:
-        if case.orthogonalised:
-            assert_right(case, tolerance=3e-2)
-        else:
-            assert_right(case, tolerance=2e-3, grad_tolerance=3e-3)
-    finally:
-        torch.set_float32_matmul_precision(before)
+    if case.orthogonalised:
+        check_case(case, tolerance=3e-2)
+    else:
+        check_case(case, tolerance=2e-3, grad_tolerance=3e-3)
 
 
 SLICED = {
@@ -81,16 +34,16 @@ SLICED = {
 
 
 @pytest.mark.parametrize("name", SLICED)
-def test_slices_of_v(name: str, device: Any) -> None:
+def test_slices_of_v(name: str, backend: Any) -> None:
     """Few heads, many multiprocessors: blocks share a linear memory's outputs."""
     lead = (1, 19) if name == "packed" else (2, 19)
     case = _omega(name, "", lead, W=5, chunk_size=8, **SLICED[name])
-    device.reset_counters()
+    backend.reset_counters()
     with torch.no_grad():
         case.run(case.inputs(F32))
     items = 6 if name == "packed" else 4
-    assert device.counters()["blocks"] in (2 * items, 4 * items)
-    assert_right(case)
+    assert backend.counters()["blocks"] in (2 * items, 4 * items)
+    check_case(case)
 
 
 LARGE = {
@@ -115,7 +68,7 @@ def test_buffers_in_device_memory(name: str) -> None:
         with torch.no_grad():
             case.run(case.inputs(F32))
         assert module.counters()["blocks"] in (3, 4)
-        assert_right(case)
+        check_case(case)
 
 
 @pytest.mark.parametrize("capability", [75, 86, 90])
@@ -124,41 +77,27 @@ def test_other_devices(name: str, capability: int) -> None:
     case = next(c for c in testing.cases("omega_rule") if c.name == name)
     with testing.emulated(capability=capability):
         for dtype in (F32, torch.bfloat16):
-            assert_right(case, dtype)
+            check_case(case, dtype)
 
 
-def test_shared_memory_just_below_what_needs_opting_in(device: Any) -> None:
+def test_shared_memory_just_below_what_needs_opting_in(backend: Any) -> None:
     """47.6 KiB, and OmegaWork and OmegaGrads beside them: more than 48 KiB."""
-    assert_right(_omega("c1", "", (1, 2), H=1, K=64, V=64, W=4, chunk_size=1))
+    check_case(_omega("c1", "", (1, 2), H=1, K=64, V=64, W=4, chunk_size=1))
 
 
 @pytest.mark.parametrize("memory", ["linear", "mlp"])
-def test_causality_is_bitwise(memory: str, device: Any) -> None:
+def test_causality_is_bitwise(memory: str, backend: Any) -> None:
     case = _omega("causal", "", (1, 23), W=4, memory=memory, theta=True, chunk_size=8)
-    inputs = case.inputs(F32)
-    with torch.no_grad():
-        before = case.run(inputs)["o"]
-        for t in (3, 8, 15, 22):
-            later = dict(inputs)
-            for name in ("q", "k", "v", "gamma", "eta", "log_alpha", "log_theta"):
-                later[name] = inputs[name].clone()
-                later[name][:, t] *= 0.5
-            assert torch.equal(case.run(later)["o"][:, :t], before[:, :t])
+    check_causal(case)
 
 
-@pytest.mark.parametrize("bounds", [(0, 30, 11), (-4, 3, 11), (0, 7, 5), (3, 3, 3)])
-def test_wrong_cu_seqlens_touch_nothing_foreign(bounds: tuple[int, ...], device: Any) -> None:
-    """Their values cannot be read without waiting for the device; the kernel clamps them."""
+@each_wrong_bounds
+def test_wrong_cu_seqlens_touch_nothing_foreign(bounds: tuple[int, ...], backend: Any) -> None:
     case = _omega("packed", "", (1, 11), lengths=(5, 6), theta=True, chunk_size=4)
-    inputs = case.inputs(F32)
-    inputs["cu_seqlens"] = torch.tensor(bounds, dtype=torch.int32)
-    run_inputs = testing.require_grad(inputs, ["q", "v"])
-    o = case.run(run_inputs)["o"]
-    assert o.shape == (1, 11, 2, 3)
-    torch.autograd.grad(o.nan_to_num().sum(), [run_inputs["q"], run_inputs["v"]])
+    check_wrong_bounds(case, bounds)
 
 
-def test_negative_position_counts_as_zero(device: Any) -> None:
+def test_negative_position_counts_as_zero(backend: Any) -> None:
     case = _omega("state", "", (1, 6), positions=(0,), chunk_size=4)
     inputs = case.inputs(F32)
     with torch.no_grad():
@@ -168,7 +107,7 @@ def test_negative_position_counts_as_zero(device: Any) -> None:
         assert torch.equal(case.run(inputs)["o"], wanted)
 
 
-def test_float64_is_refused(device: Any) -> None:
+def test_float64_is_refused(backend: Any) -> None:
     x = torch.zeros(1, 2, 1, 3, dtype=torch.float64)
     gates = torch.zeros(1, 2, 1, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"omega_rule: q: wanted float32, bfloat16 or float16"):

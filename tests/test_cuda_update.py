@@ -6,16 +6,16 @@ features and beyond shared memory, capabilities and precisions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from cuda_checks import CAPABILITIES, check, check_orders, check_strides, each_memory
 from torch import Tensor
 
-from atlas_ext import OmegaState, omega_rule, omega_rule_update, poly_feature_dim, reference
+from atlas_ext import omega_rule, omega_rule_update, poly_feature_dim, reference
 from atlas_ext._case import ORTHOGONALISED_TOLERANCE, PLAIN_TOLERANCE
-from atlas_ext._load import load_emulated
 from atlas_ext.testing import (
     cases,
     emulated,
@@ -25,25 +25,13 @@ from atlas_ext.testing import (
     omega_state,
     omega_tensors,
     relative_error,
+    run_in_place,
     wide_inputs,
 )
 
 TF32_TOLERANCE = 3e-2
-CAPABILITIES = (75, 80, 90)
-MEMORIES = ("linear", "mlp", "gated_mlp")
 HALF_TYPES = (torch.bfloat16, torch.float16)
-each_memory = pytest.mark.parametrize("memory", MEMORIES)
-
-
-@pytest.fixture(autouse=True)
-def library() -> Iterator[None]:
-    try:
-        load_emulated()
-    except ImportError as error:
-        pytest.skip(str(error))
-    precision = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(precision)
+pytestmark = pytest.mark.usefixtures("emulator", "matmul_precision")
 
 
 def update_inputs(
@@ -77,29 +65,11 @@ def update_inputs(
     return inputs if degree is None else {**inputs, "degree": degree}
 
 
-def copied(state: OmegaState) -> OmegaState:
-    return map_tensors(lambda _, tensor: tensor.clone(), state)  # type: ignore[no-any-return]
-
-
-def outputs(o: Tensor, state: OmegaState) -> dict[str, Tensor]:
-    return named_tensors({"o": o, "state": state})
+run = partial(run_in_place, omega_rule_update)
 
 
 def run_reference(inputs: dict[str, Any], **options: Any) -> dict[str, Tensor]:
-    wide = wide_inputs(inputs)
-    wide["state"] = copied(wide["state"])
-    return outputs(reference.omega_rule_update(**wide, **options), wide["state"])
-
-
-def run(inputs: dict[str, Any], **options: Any) -> dict[str, Tensor]:
-    given = {**inputs, "state": copied(inputs["state"])}
-    return outputs(omega_rule_update(**given, **options), given["state"])
-
-
-def check(actual: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    assert actual.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        assert relative_error(actual[name], tensor) <= tolerance, name
+    return run_in_place(reference.omega_rule_update, wide_inputs(inputs), **options)
 
 
 @pytest.mark.parametrize("muon", [False, True])
@@ -133,8 +103,8 @@ def test_prefill_then_decode_is_one_pass(memory: str, muon: bool) -> None:
                 decoded.append(o[:, None])
             tolerance = (ORTHOGONALISED_TOLERANCE if muon else PLAIN_TOLERANCE)[torch.float32]
             check(
-                outputs(torch.cat(decoded, 1), state),
-                outputs(whole, final),
+                named_tensors({"o": torch.cat(decoded, 1), "state": state}),
+                named_tensors({"o": whole, "state": final}),
                 tolerance,
             )
 
@@ -157,7 +127,7 @@ def test_rows_without_a_slot_touch_nothing(memory: str, wide: bool) -> None:
     }
     alone["state_indices"] = slots[good]
     wanted = run_reference(alone, chunk_size=4)
-    check({**actual, "o": actual["o"][good]}, wanted, PLAIN_TOLERANCE[torch.float32])
+    check({**actual, "o": actual["o"][good]}, wanted)
     before = named_tensors({"state": inputs["state"]})
     untouched = [0, 2, 3]
     for name, tensor in before.items():
@@ -180,26 +150,9 @@ def test_capabilities_and_precisions(case: Any, capability: int, precision: str)
 
 @pytest.mark.parametrize("memory", ["mlp", "gated_mlp"])
 def test_states_of_any_strides(memory: str) -> None:
-    """Rows apart, heads outermost, positions of every other element; tails of another dtype."""
     inputs = update_inputs((2, 3, 7), memory=memory, W=4)
-
-    def spread(name: str, tensor: Tensor) -> Tensor:
-        if name == "position":
-            return tensor.repeat_interleave(2)[::2]
-        if "tail" in name:
-            tensor = tensor.bfloat16()
-        padded = torch.nn.functional.pad(tensor.transpose(0, 1).contiguous(), (0, 3, 0, 2))
-        return padded[..., : tensor.shape[-2], : tensor.shape[-1]].transpose(0, 1)
-
-    inputs["state"] = map_tensors(spread, inputs["state"])
-    state = inputs["state"]
-    wanted = run_reference(inputs, chunk_size=4)
-    with emulated(order="random"):
-        o = omega_rule_update(**inputs, chunk_size=4)
-    actual = outputs(o, state)
-    for name in wanted:  # tails are stored in their own dtype
-        tolerance = PLAIN_TOLERANCE[torch.bfloat16 if "tail" in name else torch.float32]
-        assert relative_error(actual[name], wanted[name]) <= tolerance, name
+    short = ("k_tail", "v_tail")
+    check_strides(omega_rule_update, run_reference, inputs, short=short, chunk_size=4)
 
 
 @pytest.mark.parametrize(
@@ -236,13 +189,7 @@ def test_tokens_that_do_not_write_only_decay() -> None:
 
 def test_orders_of_threads_give_the_same_bits() -> None:
     inputs = update_inputs((2, 3), memory="gated_mlp", degree=2, F=9)
-    results = []
-    for order in ("forward", "reverse", "random"):
-        with emulated(order=order, seed=5):
-            results.append(run(inputs, ns_steps=3, chunk_size=4))
-    for other in results[1:]:
-        for name, value in results[0].items():
-            assert torch.equal(value, other[name]), name
+    check_orders(lambda: run(inputs, ns_steps=3, chunk_size=4))
 
 
 def test_bad_arguments_and_float64_are_refused() -> None:

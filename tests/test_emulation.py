@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,6 @@ import atlas_ext
 from atlas_ext import testing
 
 OPERATORS = ("poly_features", "newton_schulz", "omega_rule", "omega_rule_update")
-
-
-@pytest.fixture
-def backend() -> Iterator[Any]:
-    try:
-        context = testing.emulated()
-        module = context.__enter__()
-    except ImportError as error:
-        pytest.skip(str(error))
-    yield module
-    context.__exit__(None, None, None)
 
 
 def needs_kernel(name: str) -> None:

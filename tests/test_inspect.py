@@ -16,6 +16,7 @@ from torch import Tensor
 from atlas_ext import reference
 from atlas_ext.inspect import inspect_memory
 from atlas_ext.inspect.capture import capture_tokens, find_memory
+from atlas_ext.inspect.source import read_tokens
 from atlas_ext.models import Atlas, AtlasConfig, DeepTransformer
 from atlas_ext.models.variants import ATLAS_VARIANTS, HYBRIDS
 
@@ -26,14 +27,17 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def make_model(variant: str = "atlas", **options: object) -> Atlas:
-    """In float64, with gates that differ from token to token."""
+    """In float64, with gates that differ from token to token, and scales unlike the default."""
     torch.manual_seed(0)
     if variant.startswith("atlas"):
         options = {"ns_every": 4, "chunk_size": 4, "window": 6} | options
     model = Atlas(AtlasConfig(**SMALL, variant=variant, **options)).double()
     with torch.no_grad():
         for block in model.blocks:
-            getattr(block.memory, "memory", block.memory).gates.weight.mul_(5)
+            memory = getattr(block.memory, "memory", block.memory)
+            memory.gates.weight.mul_(5)
+            if memory.feature_scales is not None:
+                memory.feature_scales.mul_(1 + torch.arange(len(memory.feature_scales)))
     return model
 
 
@@ -106,7 +110,7 @@ def test_a_dot_loss_by_hand() -> None:
 @pytest.mark.parametrize("variant", ["omeganet", "atlas", "atlas++"])
 def test_spectra_are_those_of_the_reference(variant: str) -> None:
     """S_t from the reference on ever longer beginnings of the text, and its Newton-Schulz."""
-    model, ids = make_model(variant), tokens(1)
+    model, ids = make_model(variant, ns_every=4), tokens(1)
     trace = inspect_memory(model, ids, LAYER, HEAD)
     memory = find_memory(model, LAYER, HEAD)
     with torch.no_grad():
@@ -153,6 +157,7 @@ def test_a_text_too_short_for_a_write_and_other_dtypes() -> None:
         trace = inspect_memory(make_model().to(dtype), tokens(1, 3), LAYER, HEAD)
         assert not trace.writes.any() and trace.orthogonalised[0].shape == (0, 32)
         assert trace.singular_values[0].shape == (3, 32)
+        assert trace.loss_after.dtype == torch.float32
 
 
 def test_the_model_stays_as_it_was() -> None:
@@ -191,6 +196,28 @@ def test_an_overflow_is_told() -> None:
         inspect_memory(model, tokens(1), LAYER, HEAD)
 
 
+def test_singular_values_of_all_matrices_are_drawn() -> None:
+    from atlas_ext.inspect.figures import draw_singular_values
+
+    trace = inspect_memory(make_model(memory="gated_mlp"), tokens(1), LAYER, HEAD)
+    figure = draw_singular_values(trace, list("a price of $1\n"), "a model")
+    names = [panel.get_ylabel() for panel in figure.axes]
+    kinds = ("momentum S_t", "written: NS(S_t)")
+    assert names == [f"{kind}\nof {name}" for kind in kinds for name in ("W1", "W3", "W2")]
+    for panel, values in zip(figure.axes[3:], trace.orthogonalised, strict=True):
+        for line, one in zip(panel.lines, values.T, strict=True):
+            points = torch.stack([torch.tensor([3, 7, 11]), one], 1)
+            assert line.get_xydata().tolist() == points.tolist()
+    marks = figure.axes[-1].get_xticklabels()
+    assert "".join(mark.get_text() for mark in marks) == "a·price·of·$1↵"
+    assert not any(mark.get_parse_math() for mark in marks)
+
+
+def test_tokens_are_not_bytes_for_a_small_vocabulary() -> None:
+    with pytest.raises(ValueError, match=r"model: wanted a vocabulary of at least 256.* got 255"):
+        read_tokens(Path(__file__), 3, "atlas-tiny", 255)
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     """`python -m atlas_ext.inspect arguments`, in this process."""
     monkeypatch.setattr(sys, "argv", ["inspect", *map(str, arguments)])
@@ -206,7 +233,7 @@ def test_the_command_line_writes_figures_and_numbers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = tmp_path / "text.txt"
-    text.write_text("price:\t$1 or $2\n" * 9)
+    text.write_text("price:\t$1 \0 $2\n" * 9)
     run(monkeypatch, preset, "--text", text, "--tokens", 20, "--head", 1, "--out", tmp_path / "out")
     output = capsys.readouterr().out
     assert f"No checkpoint: {preset} as it is initialised" in output and "numbers.json" in output
@@ -216,7 +243,7 @@ def test_the_command_line_writes_figures_and_numbers(
     torch.manual_seed(0)
     model = Atlas(AtlasConfig.preset(preset, vocab_size=256))
     trace = inspect_memory(model, torch.tensor([list(text.read_bytes()[:20])]), 0, 1)
-    assert "".join(numbers["tokens"]) == "price:\t$1 or $2\npric"
+    assert "".join(numbers["tokens"]) == "price:\t$1 \0 $2\nprice"
     for name in ("eta", "gamma", "loss_after"):
         torch.testing.assert_close(torch.tensor(numbers[name]), getattr(trace, name))
     for written, values in zip(numbers["singular_values"], trace.singular_values, strict=True):

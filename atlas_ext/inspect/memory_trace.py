@@ -112,7 +112,7 @@ def _states(
     state = OmegaState.init(
         [weight[head : head + 1] for weight in memory.memory_weights],
         num_sequences=1, window=memory.window, key_dim=k.shape[-1], value_dim=v.shape[-1],
-        momentum=True, tail_dtype=k.dtype,
+        momentum=True,
     )  # fmt: skip
     log_theta = tokens.log_theta
     if log_theta is None:  # theta = 0: the state then holds S_t = G_t

@@ -78,7 +78,7 @@ def whole_grads(
     grads: Sequence[Tensor | None] | None, shapes: Sequence[Any], like: Tensor, dtype: torch.dtype
 ) -> list[Tensor]:
     """A list's gradients, zeros for tensors without one; empty where nothing came back."""
-    if all(grad is None for grad in grads or []):
+    if grads is None or all(grad is None for grad in grads):
         return []
-    pairs = zip(grads or [], shapes, strict=True)
+    pairs = zip(grads, shapes, strict=True)
     return [like.new_zeros(s, dtype=dtype) if g is None else g for g, s in pairs]

@@ -75,6 +75,16 @@ def sequence_count(q: Tensor, cu_seqlens: Tensor | None) -> int:
     return q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
 
+def matrices_for_each(
+    weights: Sequence[Tensor], q: Tensor, cu_seqlens: Tensor | None
+) -> list[Tensor]:
+    """M_0 of every sequence, [N, H, out, in]; one for all is expanded, without a copy."""
+    sequences = q.shape[0] if q.dim() > 0 else 0
+    if cu_seqlens is not None:
+        sequences = cu_seqlens.numel() - 1
+    return [w.unsqueeze(0).expand(sequences, -1, -1, -1) if w.dim() == 3 else w for w in weights]
+
+
 def chunk_count(q: Tensor, position: Tensor | None, cu_seqlens: Tensor | None, chunk: int) -> int:
     """An upper bound of the number of chunks that follows from shapes alone."""
     tokens, extra = q.shape[1], 0 if position is None else 1

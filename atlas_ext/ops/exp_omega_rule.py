@@ -30,6 +30,7 @@ from atlas_ext.ops._list_autograd import ListAutograd, whole_grads
 from atlas_ext.ops._omega_common import (
     check_matrices_type,
     chunk_count,
+    matrices_for_each,
     requires_grad,
     sequence_count,
     sums_dtype,
@@ -143,14 +144,9 @@ def _state_arguments(
                 f"{op}: weights: wanted None where initial_state is given, got weights"
             )
         return state_lists(state)
-    check_matrices_type(op, "weights", () if weights is None else weights)
-    sequences = q.shape[0] if q.dim() > 0 else 0
-    if cu_seqlens is not None:
-        sequences = cu_seqlens.numel() - 1
-    # One M_0 for all sequences: expanded without a copy, and autograd sums its gradient.
-    matrices = [
-        w.unsqueeze(0).expand(sequences, -1, -1, -1) if w.dim() == 3 else w for w in weights or ()
-    ]
+    given = () if weights is None else weights
+    check_matrices_type(op, "weights", given)
+    matrices = matrices_for_each(given, q, cu_seqlens)
     return matrices, None, [], [], [], None, None, None
 
 

@@ -25,6 +25,7 @@ from atlas_ext.ops._omega_common import (
     chunk_count,
     degree_argument,
     features_of,
+    matrices_for_each,
     memory_shapes,
     requires_grad,
     schedule_arguments,
@@ -137,14 +138,7 @@ def _state_arguments(
     if weights is None:
         raise ValueError("omega_rule: weights: wanted weights or an initial_state, got neither")
     check_matrices_type("omega_rule", "weights", weights)
-    sequences = q.shape[0] if q.dim() > 0 else 0
-    if cu_seqlens is not None:
-        sequences = cu_seqlens.numel() - 1
-    # One M_0 for all sequences: expanded without a copy, and autograd sums its gradient.
-    matrices = [
-        w.unsqueeze(0).expand(sequences, -1, -1, -1) if w.dim() == 3 else w for w in weights
-    ]
-    return matrices, [], [], None, None, None
+    return matrices_for_each(weights, q, cu_seqlens), [], [], None, None, None
 
 
 def _fake(*args: Any) -> tuple[Any, ...]:

@@ -220,6 +220,27 @@ inline void check_final_grads(const char* op, const ExpOmegaShape& shape,
   check("chunk_weights", chunk_weights, sets + matrices);
 }
 
+// The same as the kernels' arguments have them; view(tensor, name) makes what these take.
+template <class Args, class View>
+void view_final_grads(Args& args, const ExpOmegaShape& shape, const Tensors& coefficients,
+                      const Tensors& momentum, const Tensors& weights, const Tensors& chunk_weights,
+                      const View& view) {
+  const size_t sets = static_cast<size_t>(shape.sets), matrices = shape.matrices();
+  for (size_t set = 0; set < sets; ++set) {
+    if (!coefficients.empty())
+      args.grad_final_coefficients[set] = view(coefficients[set], "grad_coefficients");
+    if (!momentum.empty()) args.grad_final_momentum[set] = view(momentum[set], "grad_momentum");
+    if (!chunk_weights.empty())
+      args.grad_final_reference[set] = view(chunk_weights[set], "grad_chunk_weights");
+  }
+  for (size_t l = 0; l < weights.size(); ++l)
+    args.grad_final_weights[l] = view(weights[l], "grad_weights");
+  for (size_t l = 0; l < matrices && !chunk_weights.empty(); ++l)
+    args.grad_final_chunk_weights[l] = view(chunk_weights[sets + l], "grad_chunk_weights");
+  if (matrices > 0 && !momentum.empty())
+    args.grad_final_weights_momentum = view(momentum.back(), "grad_momentum");
+}
+
 // Bits of grad_mask, in the order of the schema's inputs; the first seven are Wanted's.
 enum ExpWanted : int64_t {
   kExpWeights = 1 << 7,

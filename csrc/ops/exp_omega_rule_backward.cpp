@@ -7,23 +7,6 @@ namespace {
 
 namespace cpu = kernels::cpu;
 
-// Gradients of the final state's lists, each empty or whole, as the kernels take them.
-void view_final_grads(cpu::ExpOmegaBackward& args, const ExpOmegaShape& shape,
-                      const Tensors& coefficients, const Tensors& momentum, const Tensors& weights,
-                      const Tensors& chunk_weights) {
-  const size_t sets = static_cast<size_t>(shape.sets), matrices = shape.matrices();
-  for (size_t set = 0; set < sets; ++set) {
-    if (!coefficients.empty()) args.grad_final_coefficients[set] = strided(coefficients[set]);
-    if (!momentum.empty()) args.grad_final_momentum[set] = strided(momentum[set]);
-    if (!chunk_weights.empty()) args.grad_final_reference[set] = strided(chunk_weights[set]);
-  }
-  strided_each(args.grad_final_weights, weights);
-  for (size_t l = 0; l < matrices && !chunk_weights.empty(); ++l)
-    args.grad_final_chunk_weights[l] = strided(chunk_weights[sets + l]);
-  if (matrices > 0 && !momentum.empty())
-    args.grad_final_weights_momentum = strided(momentum.back());
-}
-
 ExpOmegaGradients exp_omega_rule_backward_cpu(
     const MaybeTensor& grad_o,     // [B, T, H, V]
     const MaybeTensor& grad_keys,  // [N, capacity, H, K]
@@ -58,7 +41,8 @@ ExpOmegaGradients exp_omega_rule_backward_cpu(
     args.grad_final_k_tail = strided(grad_k_tail);
     args.grad_final_v_tail = strided(grad_v_tail);
   }
-  view_final_grads(args, shape, grad_coefficients, grad_momentum, grad_weights, grad_chunk_weights);
+  view_final_grads(args, shape, grad_coefficients, grad_momentum, grad_weights, grad_chunk_weights,
+                   [](const Tensor& tensor, const char*) { return strided(tensor); });
   ExpOmegaGradients result =
       new_exp_gradients(args, tokens, state, shape, grad_mask, new_kernel_result);
   if (shape.omega.sequences * shape.omega.heads == 0) return result;

@@ -7,29 +7,6 @@ namespace {
 
 namespace cuda_kernels = kernels::cuda;
 
-// Gradients of the final state's lists, each empty or whole, as the kernels take them.
-void view_final_grads(const CudaContext& cuda, const char* op, cuda_kernels::ExpOmegaBackward& args,
-                      const ExpOmegaShape& shape, const Tensors& coefficients,
-                      const Tensors& momentum, const Tensors& weights,
-                      const Tensors& chunk_weights) {
-  const size_t sets = static_cast<size_t>(shape.sets), matrices = shape.matrices();
-  const auto view = [&](const Tensor& tensor, const char* name) {
-    return omega_tensor(cuda, op, tensor, name);
-  };
-  for (size_t set = 0; set < sets; ++set) {
-    if (!coefficients.empty())
-      args.grad_final_coefficients[set] = view(coefficients[set], "grad_coefficients");
-    if (!momentum.empty()) args.grad_final_momentum[set] = view(momentum[set], "grad_momentum");
-    if (!chunk_weights.empty())
-      args.grad_final_reference[set] = view(chunk_weights[set], "grad_chunk_weights");
-  }
-  omega_tensors(cuda, op, args.grad_final_weights, weights, "grad_weights");
-  for (size_t l = 0; l < matrices && !chunk_weights.empty(); ++l)
-    args.grad_final_chunk_weights[l] = view(chunk_weights[sets + l], "grad_chunk_weights");
-  if (matrices > 0 && !momentum.empty())
-    args.grad_final_weights_momentum = view(momentum.back(), "grad_momentum");
-}
-
 ExpOmegaGradients exp_omega_rule_backward_cuda(
     const MaybeTensor& grad_o,     // [B, T, H, V]
     const MaybeTensor& grad_keys,  // [N, capacity, H, K]
@@ -66,8 +43,9 @@ ExpOmegaGradients exp_omega_rule_backward_cuda(
     args.grad_final_k_tail = omega_tensor(cuda, op, grad_k_tail, "grad_k_tail");
     args.grad_final_v_tail = omega_tensor(cuda, op, grad_v_tail, "grad_v_tail");
   }
-  view_final_grads(cuda, op, args, shape, grad_coefficients, grad_momentum, grad_weights,
-                   grad_chunk_weights);
+  view_final_grads(
+      args, shape, grad_coefficients, grad_momentum, grad_weights, grad_chunk_weights,
+      [&](const Tensor& tensor, const char* name) { return omega_tensor(cuda, op, tensor, name); });
   ExpOmegaGradients result =
       new_exp_gradients(args, tokens, state, shape, grad_mask, NewKernelResult{cuda, op});
   if (call.items() == 0) return result;

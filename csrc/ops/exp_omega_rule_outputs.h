@@ -99,8 +99,8 @@ ExpOmegaGradients new_exp_gradients(Args& args, const ExpOmegaTokens& given,
     return make(target, name, like, {like.sizes().begin(), like.sizes().end()}, like.scalar_type(),
                 zero);
   };
-  // Of a state's rows: zero where a sequence has not been.
-  const auto want_rows = [&](auto& target, const char* name, const Tensor& like) {
+  // Zero where nothing is written: rows where a sequence has not been, an unread momentum.
+  const auto want_zero = [&](auto& target, const char* name, const Tensor& like) {
     return want(target, name, like, true);
   };
   const auto one = [&](int place, int64_t bit, auto& target, const char* name,
@@ -115,7 +115,7 @@ ExpOmegaGradients new_exp_gradients(Args& args, const ExpOmegaTokens& given,
   one(5, kLogAlpha, args.grad_log_alpha, "grad_log_alpha", given.log_alpha);
   one(6, kLogTheta, args.grad_log_theta, "grad_log_theta", given.log_theta);
   if (state.keys && (mask & kExpKeys))
-    grads[7] = want_rows(args.grad_keys, "grad_keys", *state.keys);
+    grads[7] = want_zero(args.grad_keys, "grad_keys", *state.keys);
   one(8, kExpKTail, args.grad_k_tail, "grad_k_tail", state.k_tail);
   one(9, kExpVTail, args.grad_v_tail, "grad_v_tail", state.v_tail);
   const size_t sets = static_cast<size_t>(shape.sets), matrices = shape.matrices();
@@ -124,16 +124,16 @@ ExpOmegaGradients new_exp_gradients(Args& args, const ExpOmegaTokens& given,
   for (size_t set = 0; state.keys && set < sets; ++set) {
     if (mask & kExpCoefficients)
       coefficients.push_back(
-          want_rows(args.grad_coefficients[set], "grad_coefficients", state.coefficients[set]));
+          want_zero(args.grad_coefficients[set], "grad_coefficients", state.coefficients[set]));
     if ((mask & kExpMomentum) && !state.momentum.empty())
-      momentum.push_back(want_rows(args.grad_momentum[set], "grad_momentum", state.momentum[set]));
+      momentum.push_back(want_zero(args.grad_momentum[set], "grad_momentum", state.momentum[set]));
     if (mask & kExpChunkWeights)
       chunk_weights.push_back(
-          want_rows(args.grad_reference[set], "grad_chunk_weights", state.chunk_weights[set]));
+          want_zero(args.grad_reference[set], "grad_chunk_weights", state.chunk_weights[set]));
   }
   if (!momentum.empty() && matrices > 0)
     momentum.push_back(
-        want_rows(args.grad_weights_momentum, "grad_momentum", state.momentum.back()));
+        want_zero(args.grad_weights_momentum, "grad_momentum", state.momentum.back()));
   for (size_t l = 0; l < matrices && !chunk_weights.empty(); ++l)
     chunk_weights.push_back(
         want(args.grad_chunk_weights[l], "grad_chunk_weights", state.chunk_weights[sets + l]));

@@ -27,10 +27,6 @@ inline void strided_each(kernels::cpu::Strided* views, const Tensors& matrices) 
   for (size_t l = 0; l < matrices.size(); ++l) views[l] = strided(matrices[l]);
 }
 
-inline void mutable_each(kernels::cpu::MutableArray* arrays, const Tensors& matrices) {
-  for (size_t l = 0; l < matrices.size(); ++l) arrays[l] = mutable_array(matrices[l]);
-}
-
 // How results are made for new_outputs and new_gradients.
 inline void point_to(kernels::cpu::MutableArray& target, const Tensor& tensor) {
   target = mutable_array(tensor);

@@ -140,8 +140,8 @@ __device__ __forceinline__ void own_reference_backward(const ExpOmegaWork& w,
 // The chunk's queries and window rows over all rows before it, eqs. (13) to (17), and these rows'
 // gradients back over the chunk: one walk, block by block, that reads p keys, 4 R p bytes of each
 // part of saved rows, and reads and writes as much of their gradients and 4 K p of the keys'. The
-// gradients of the final M_ref's first
-// `reference_rows` rows come in here. A barrier comes before and after.
+// gradients of the final M_ref's first `reference_rows` rows come in here. A barrier comes before
+// and after.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void past_backward(const ExpOmegaWork& w, const ExpOmegaGrads& g,
                                               const ExpOmegaBackward& args, int number,

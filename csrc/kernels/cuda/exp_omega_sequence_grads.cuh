@@ -111,7 +111,8 @@ __device__ __forceinline__ void settle_window(const ExpOmegaWork& w, const ExpOm
        [&](int i, int j) { g.values[(o.window - 1 + first + i) * vp + j] -= grad_e[i * vp + j]; });
 }
 
-// result = rows [count, ld] of a token each, `row` numbers [to, to + count) times `step` of result.
+// Rows of `result`, of which the first is number `first` and the next `step` further, = rows
+// [count, ld]; null: not wanted.
 __device__ __forceinline__ void store_grad_rows(const OmegaResult& result, const float* rows,
                                                 int64_t ld, int width, int64_t first, int64_t step,
                                                 int64_t count) {
