@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 TILE_ROWS, TILE_COLUMNS = 16, 32  # a warp's results of a product
 STATIC, LIFT_FLOATS, WARPS = 1 << 10, 8 << 10, 8
+LEAST_OUTPUTS, MOST_TO_FIT = 16, 4  # of a slice of V; slices that make a state fit
+IDLE = 4  # multiprocessors for each block: chunks are shared, too
 MEMORIES = ("linear", "mlp", "gated_mlp")
+
+Memory = TypeVar("Memory", bound="OmegaMemory")
 
 
 def leading(width: int) -> int:
@@ -164,6 +169,36 @@ class OmegaMemory:
             yield "g.segment_weights", (segments + 1) * state
             yield "g.segment_momentum", (segments + 1) * state
             yield "g.segment_orthogonal", segments * state
+
+    def slice_of(self: Memory, slices: int) -> Memory:
+        """What one block has where `slices` blocks share the outputs."""
+        return replace(self, V=self.V // slices)
+
+    def slices(
+        self, block_shared: int, backward: bool = False, *, items: int = 1, multiprocessors: int = 1
+    ) -> int:
+        """Blocks that share the outputs of one of `items` (sequence, head) pairs: slices_for in
+        omega_plan.cu."""
+        if self.deep or self.muon:
+            return 1
+
+        def fits(count: int) -> bool:
+            return self.slice_of(count).placement(block_shared, backward).state_on_chip
+
+        most = self.V // LEAST_OUTPUTS
+        doubled = [1]
+        while self.V % (2 * doubled[-1]) == 0 and 2 * doubled[-1] <= most:
+            doubled.append(2 * doubled[-1])
+        few = [1] if self.degree else [count for count in doubled if count <= MOST_TO_FIT]
+        first = next(filter(fits, few), 1)
+        return next(
+            (n for n in doubled if n >= first and items * n >= multiprocessors), doubled[-1]
+        )
+
+    def parts(self, blocks: int, chunks: int, multiprocessors: int) -> int:
+        """Blocks that share an item's chunks in the backward, where `blocks` do not: parts_for."""
+        idle = multiprocessors < IDLE * blocks or self.C < self.W - 1
+        return 1 if self.deep or self.muon or idle else max(1, min(multiprocessors // blocks, chunks))
 
     def placement(self, block_shared: int, backward: bool = False) -> Placement:
         """With blocks that may have `block_shared` bytes: what fits is taken in order."""
