@@ -27,7 +27,7 @@ __device__ __forceinline__ RowSums key_sums(const OmegaWork& w, const OmegaGrads
           args.grad_k_tail,
           args.grad_final_k_tail,
           w.item.slice == 0,
-          w.item.slice * (args.stage == OmegaStage::tokens ? 2 : 1)};
+          w.item.slice * (g.only_tokens ? 2 : 1)};
 }
 
 __device__ __forceinline__ RowSums value_sums(const OmegaWork& w, const OmegaGrads& g,
@@ -55,6 +55,15 @@ __device__ __forceinline__ void load_tail_grads(const RowSums& sums, const Omega
       value = load_value(grad, at + slot * grad.stride[1] + j * grad.stride[3]);
     sums.at[i * sums.ld + j] = value;
   });
+}
+
+// Begins those of a chunk that nothing is known of.
+__device__ __forceinline__ void begin_rows(const RowSums& sums, const OmegaWork& w,
+                                           const OmegaOptions& o) {
+  if (w.chunk.first + w.chunk.tokens == w.item.length)
+    load_tail_grads(sums, o, w.item, w.chunk.tokens);
+  else
+    each(o.sizes.rows, sums.columns.width, [&](int i, int j) { sums.at[i * sums.ld + j] = 0; });
 }
 
 // Hands out slots from `first` on of a summand of the tail's gradient; the sums begin with the first
