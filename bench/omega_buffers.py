@@ -197,8 +197,10 @@ class OmegaMemory:
 
     def parts(self, blocks: int, chunks: int, multiprocessors: int) -> int:
         """Blocks that share an item's chunks in the backward, where `blocks` do not: parts_for."""
-        idle = multiprocessors < IDLE * blocks or self.C < self.W - 1
-        return 1 if self.deep or self.muon or idle else max(1, min(multiprocessors // blocks, chunks))
+        busy = multiprocessors < IDLE * blocks
+        if self.deep or self.muon or busy or self.C < self.W - 1:
+            return 1
+        return max(1, min(multiprocessors // blocks, chunks))
 
     def placement(self, block_shared: int, backward: bool = False) -> Placement:
         """With blocks that may have `block_shared` bytes: what fits is taken in order."""

@@ -266,6 +266,7 @@ def omega_rule(
     place, blocks = part.placement(device.block_shared, backward), items * slices
     chunks = len(list(rule.chunks(tokens)))
     parts = rule.parts(blocks, chunks, device.multiprocessors) if backward else 1
+    started = blocks * parts
     if parts > 1:
         made += part.repeated_products(tokens)
     token = element * (2 * rule.K + 2 * rule.V) + 4 * (rule.W + 2 + rule.momentum)
@@ -291,7 +292,7 @@ def omega_rule(
         ),
         moved=float(moved),
         scratch=scratch,
-        blocks=min(blocks * parts, device.multiprocessors) if place.scratch_bytes else blocks * parts,
+        blocks=min(started, device.multiprocessors) if place.scratch_bytes else started,
         threads=part.threads,
         shared=place.shared_bytes,
     )

@@ -44,7 +44,9 @@ def test_tf32(case: Case, backend: Any, matmul_precision: None) -> None:
 SLICED = {
     "residual": {"K": 32, "V": 32, "residual": True},
     "state": {"V": 48, "positions": (3, 9), "theta": True},
-    "packed": {"K": 6, "V": 32, "degree": 2, "lengths": (7, 0, 12), "per_sequence": True, "scales": True},
+    "packed": {
+        "K": 6, "V": 32, "degree": 2, "scales": True, "lengths": (7, 0, 12), "per_sequence": True,
+    },
 }  # fmt: skip
 
 
@@ -63,12 +65,14 @@ def test_slices_of_v(name: str, backend: Any) -> None:
         check_case(case)
 
 
-PARTED = {
+PARTED: dict[str, dict[str, Any]] = {
     "plain": {},
     "momentum": {"theta": True, "scales": True, "degree": 2},
     "windows_of_a_chunk": {"W": 9},
     "one_token_each": {"W": 2, "chunk_size": 1},
-    "in_the_middle_of_chunks": {"positions": (3, 14), "theta": True, "residual": True, "K": 5, "V": 5},
+    "in_the_middle_of_chunks": {
+        "K": 5, "V": 5, "positions": (3, 14), "theta": True, "residual": True,
+    },
     "packed": {"lengths": (7, 0, 12), "per_sequence": True},
     "packed_in_the_middle": {"lengths": (2, 17, 0), "per_sequence": True, "positions": (7, 6, 2)},
 }  # fmt: skip

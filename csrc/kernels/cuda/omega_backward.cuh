@@ -2,8 +2,8 @@
 // The backward pass of the Omega rule (docs/math/omega_rule.md, sections 5 to 7): a block takes a
 // (sequence, head), of a linear memory perhaps a slice of V, and visits its chunks last to first,
 // each computed anew from its checkpoint. No state is inverted and nothing is exchanged between
-// blocks. Buffers as in the forward; the block writes the gradients of its own tokens, gates, states
-// and tails, and its row of grad_scales: of what slices share, its own summand.
+// blocks. Buffers as in the forward; the block writes the gradients of its own tokens, gates,
+// states and tails, and its row of grad_scales: of what slices share, its own summand.
 #include "kernels/cuda/omega_dual_backward.cuh"
 #include "kernels/cuda/omega_muon_backward.cuh"
 #include "kernels/cuda/omega_row_sums.cuh"

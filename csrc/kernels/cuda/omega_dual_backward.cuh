@@ -187,8 +187,8 @@ __device__ __forceinline__ void scores_backward(const OmegaWork& w, const OmegaG
                          plain(w.q, sz.kp), {1, 1});
 }
 
-// The last token's m, s, p, and the gradients of the states that enter the chunk, of which the latter
-// may not be wanted.
+// The last token's m, s, p, and the gradients of the states that enter the chunk, of which the
+// latter may not be wanted.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void dual_backward_states(const OmegaWork& w, const OmegaGrads& g,
                                                      const OmegaOptions& o) {

@@ -69,9 +69,10 @@ int slices_for(OmegaPass pass, const OmegaOptions& o, int64_t most, int64_t item
   return slices;
 }
 
-// Blocks that share the chunks of one of `items` in the backward. Gradients of states need about two
-// fifths of all products, chunk by chunk; the others, some of them made twice, need not wait, so it
-// pays where most multiprocessors are idle. A window beyond a chunk would meet more than two of them.
+// Blocks that share the chunks of one of `items` in the backward. Gradients of states need about
+// two fifths of all products, chunk by chunk; the others, some of them made twice, need not wait,
+// so it pays where most multiprocessors are idle. A window beyond a chunk would meet more than two
+// of them.
 int parts_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int multiprocessors,
               int64_t chunks) {
   constexpr int kLeast = 4;

@@ -5,8 +5,8 @@
 
 namespace atlas::kernels::cuda {
 
-// The gradients of keys or of values: sums over the rows of a chunk's window, [rows, ld] with slot j
-// for token first - (W-1) + j, and where they go.
+// The gradients of keys or of values: sums over the rows of a chunk's window, [rows, ld] with slot
+// j for token first - (W-1) + j, and where they go.
 struct RowSums {
   float* at;
   int ld;
@@ -20,26 +20,27 @@ struct RowSums {
 __device__ __forceinline__ RowSums key_sums(const OmegaWork& w, const OmegaGrads& g,
                                             const OmegaBackward& args) {
   const OmegaOptions& o = args.options;
-  return {g.k_sum,
-          o.sizes.kp,
-          {0, o.key, o.key},
-          args.grad_k,
-          args.grad_k_tail,
-          args.grad_final_k_tail,
-          w.item.slice == 0,
-          w.item.slice * (g.only_tokens ? 2 : 1)};
+  return {g.k_sum,           o.sizes.kp,
+          {0, o.key, o.key}, args.grad_k,
+          args.grad_k_tail,  args.grad_final_k_tail,
+          w.item.slice == 0, w.item.slice * (g.only_tokens ? 2 : 1)};
 }
 
 __device__ __forceinline__ RowSums value_sums(const OmegaWork& w, const OmegaGrads& g,
                                               const OmegaBackward& args) {
   const OmegaOptions& o = args.options;
-  return {g.v_sum,     o.sizes.vp,       {w.item.value_at, o.value, o.value * o.slices},
-          args.grad_v, args.grad_v_tail, args.grad_final_v_tail,
-          true,        0};
+  return {g.v_sum,
+          o.sizes.vp,
+          {w.item.value_at, o.value, o.value * o.slices},
+          args.grad_v,
+          args.grad_v_tail,
+          args.grad_final_v_tail,
+          true,
+          0};
 }
 
-// Begins the sums of the item's last chunk, of `tokens`, with what the final tail's gradient brings.
-// Slots before the sequence's start do not exist.
+// Begins the sums of the item's last chunk, of `tokens`, with what the final tail's gradient
+// brings. Slots before the sequence's start do not exist.
 __device__ __forceinline__ void load_tail_grads(const RowSums& sums, const OmegaOptions& o,
                                                 const OmegaItem& item, int tokens) {
   const OmegaTensor& grad = sums.final_tail;
@@ -66,8 +67,8 @@ __device__ __forceinline__ void begin_rows(const RowSums& sums, const OmegaWork&
     each(o.sizes.rows, sums.columns.width, [&](int i, int j) { sums.at[i * sums.ld + j] = 0; });
 }
 
-// Hands out slots from `first` on of a summand of the tail's gradient; the sums begin with the first
-// of them.
+// Hands out slots from `first` on of a summand of the tail's gradient; the sums begin with the
+// first of them.
 __device__ __forceinline__ void store_tail_grads(const RowSums& sums, int summand, int64_t first,
                                                  const OmegaWork& w, const OmegaOptions& o,
                                                  const OmegaInputs& in) {
@@ -75,10 +76,10 @@ __device__ __forceinline__ void store_tail_grads(const RowSums& sums, int summan
   if (sums.tail.data == nullptr || first >= slots) return;
   const int64_t n = summand * in.sequences + w.item.n;
   each(slots - static_cast<int>(first), sums.columns.width, [&](int i, int j) {
-    store_value(
-        sums.tail.data, sums.tail.dtype,
-        ((n * slots + first + i) * o.heads + w.item.head) * sums.columns.whole + sums.columns.from + j,
-        sums.at[i * sums.ld + j]);
+    store_value(sums.tail.data, sums.tail.dtype,
+                ((n * slots + first + i) * o.heads + w.item.head) * sums.columns.whole +
+                    sums.columns.from + j,
+                sums.at[i * sums.ld + j]);
   });
 }
 
@@ -108,9 +109,8 @@ __device__ __forceinline__ void shift_rows(const RowSums& sums, float* scratch, 
   const int ld = sums.ld, width = sums.columns.width;
   each(slots, width, [&](int i, int j) { scratch[i * ld + j] = sums.at[i * ld + j]; });
   __syncthreads();
-  each(next + slots, width, [&](int i, int j) {
-    sums.at[i * ld + j] = i < next ? 0.0f : scratch[(i - next) * ld + j];
-  });
+  each(next + slots, width,
+       [&](int i, int j) { sums.at[i * ld + j] = i < next ? 0.0f : scratch[(i - next) * ld + j]; });
   __syncthreads();
 }
 

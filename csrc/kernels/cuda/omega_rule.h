@@ -96,9 +96,9 @@ struct OmegaForward {
 };
 
 // What a launch of the backward makes. Of a linear memory's dual form, where (sequence, head) pairs
-// leave multiprocessors idle, `states` walks through an item's chunks for the gradients of the states
-// alone and leaves those with which each chunk begins; with these at hand, `tokens` makes all other
-// gradients of different chunks at the same time.
+// leave multiprocessors idle, `states` walks through an item's chunks for the gradients of the
+// states alone and leaves those with which each chunk begins; with these at hand, `tokens` makes
+// all other gradients of different chunks at the same time.
 enum class OmegaStage : int { all, states, tokens };
 
 struct OmegaBackward {
@@ -118,8 +118,9 @@ struct OmegaBackward {
   OmegaResult grad_k_tail, grad_v_tail;
   float* grad_scales;  // [slices parts N H, degree + 1], to be summed over the first dimension
   // With slices of V each has its own summand of what they share, one behind the other, so that
-  // grad_q has [slices, B, T, H, K]; likewise grad_k, grad_k_tail and the gates'. With parts those of
-  // keys, values and tails have two more, slowest the slice: by the token's chunk and by a later one.
+  // grad_q has [slices, B, T, H, K]; likewise grad_k, grad_k_tail and the gates'. With parts those
+  // of keys, values and tails have two more, slowest the slice: by the token's chunk and by a later
+  // one.
   OmegaStage stage;
   int parts;  // blocks that share an item's chunks, part p taking every parts-th from p on; else 1
   // The gradients of the states that chunks leave, [checkpoints, H, in, out]; null without parts.

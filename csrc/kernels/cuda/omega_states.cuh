@@ -119,10 +119,9 @@ __device__ __forceinline__ void set_checkpoint(Memory& memory, const float* cons
   const int l = thread_id();
   if (l >= o.matrices) return;
   const int width = all_outputs(o, l);
-  memory.matrix[l] = plain(checkpoints[l] +
-                               (index * o.heads + item.head) * o.sizes.matrix[l].in * width +
-                               item.value_at,
-                           width);
+  memory.matrix[l] = plain(
+      checkpoints[l] + (index * o.heads + item.head) * o.sizes.matrix[l].in * width + item.value_at,
+      width);
 }
 
 // Columns [from, from + width) of `whole` of the final tail: the last W-1 tokens, from this call or

@@ -49,8 +49,8 @@ struct Columns {
   int from, width, whole;
 };
 
-// A summand of result [B, T, H, whole], tokens [first, last) of this chunk, = rows [., ld], of which
-// row 0 is the chunk's first token.
+// A summand of result [B, T, H, whole], tokens [first, last) of this chunk, = rows [., ld], of
+// which row 0 is the chunk's first token.
 __device__ __forceinline__ void store_tokens(const OmegaResult& result, int summand,
                                              const Columns& columns, const float* rows, int ld,
                                              int first, int last, const OmegaWork& w,
