@@ -255,8 +255,13 @@ def omega_rule(
     """Inputs, output and M_0 are moved once; the backward also reads its checkpoints."""
     items, element = sequences * heads, BYTES[dtype]
     on_tensor_cores = device.capability >= 80 and (dtype != "float32" or tf32)
+    chunks, rows = len(list(rule.chunks(tokens))), items * tokens if backward else 0
     slices = rule.slices(
-        device.block_shared, backward, items=items, multiprocessors=device.multiprocessors
+        device.block_shared,
+        backward,
+        items=items,
+        multiprocessors=device.multiprocessors,
+        rows=rows,
     )
     part = rule.slice_of(slices)
     useful, made = (
@@ -264,8 +269,7 @@ def omega_rule(
         for one in (rule, part)
     )
     place, blocks = part.placement(device.block_shared, backward), items * slices
-    chunks = len(list(rule.chunks(tokens)))
-    parts = rule.parts(blocks, chunks, device.multiprocessors) if backward else 1
+    parts = rule.parts(slices, items, chunks, device.multiprocessors, rows) if backward else 1
     started = blocks * parts
     if parts > 1:
         made += part.repeated_products(tokens)
@@ -276,10 +280,7 @@ def omega_rule(
         moved += items * (tokens * (token - element * rule.V) + states * 4 * rule.size)
         moved += heads * 4 * rule.size
         # Summands are written and read, and so are the gradients of states between two launches.
-        keys, values = slices * (2 if parts > 1 else 1), 2 if parts > 1 else 1
-        gates = rule.K + rule.W + 2 + rule.momentum
-        for count, width in ((slices, gates), (keys, rule.K), (values, rule.V)):
-            moved += items * tokens * 2 * 4 * count * width if count > 1 else 0
+        moved += items * tokens * 2 * rule.summand_bytes(slices, 2 if parts > 1 else 1)
         moved += items * states * 2 * 4 * rule.size if parts > 1 else 0
     # A buffer in scratch is written and read in every chunk, once at least.
     scratch = 2.0 * blocks * chunks * place.scratch_bytes

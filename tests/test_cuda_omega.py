@@ -14,21 +14,26 @@ from atlas_ext.testing import Case, _omega
 
 pytestmark = pytest.mark.usefixtures("emulator")
 F32 = torch.float32
-LINEAR = [
-    case
-    for case in testing.cases("omega_rule")
-    if len(case.inputs(F32).get("weights", "W")) == 1 and not case.orthogonalised
-]
 
 
-def backward_launches(case: Case, backend: Any) -> int:
+def is_linear(case: Case) -> bool:
+    given = case.inputs(F32)
+    weights = given.get("weights") or given["initial_state"].weights
+    return len(weights) == 1 and not case.orthogonalised
+
+
+LINEAR = [case for case in testing.cases("omega_rule") if is_linear(case)]
+
+
+def backward_counters(case: Case, backend: Any) -> tuple[int, int]:
+    """Launches and blocks of a backward."""
     given = case.inputs(F32)
     inputs = testing.require_grad(given, case.differentiable(given))
     outputs = case.run(inputs)
     backend.reset_counters()
     outputs["o"].sum().backward()
-    launches: int = backend.counters()["launches"]
-    return launches
+    counters = backend.counters()
+    return counters["launches"], counters["blocks"]
 
 
 @pytest.mark.parametrize("case", testing.cases("omega_rule"), ids=lambda case: case.id)
@@ -42,10 +47,10 @@ def test_tf32(case: Case, backend: Any, matmul_precision: None) -> None:
 
 
 SLICED = {
-    "residual": {"K": 32, "V": 32, "residual": True},
-    "state": {"V": 48, "positions": (3, 9), "theta": True},
+    "residual": {"K": 64, "V": 64, "residual": True},
+    "state": {"V": 96, "positions": (3, 9), "theta": True},
     "packed": {
-        "K": 6, "V": 32, "degree": 2, "scales": True, "lengths": (7, 0, 12), "per_sequence": True,
+        "K": 6, "V": 64, "degree": 2, "scales": True, "lengths": (7, 0, 12), "per_sequence": True,
     },
 }  # fmt: skip
 
@@ -76,6 +81,10 @@ PARTED: dict[str, dict[str, Any]] = {
     "packed": {"lengths": (7, 0, 12), "per_sequence": True},
     "packed_in_the_middle": {"lengths": (2, 17, 0), "per_sequence": True, "positions": (7, 6, 2)},
 }  # fmt: skip
+# What a sequence may have: a position adds one, a packed one may be all of the tokens.
+PARTED_CHUNKS = {
+    "one_token_each": 19, "in_the_middle_of_chunks": 4, "packed": 5, "packed_in_the_middle": 8,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PARTED)
@@ -83,16 +92,18 @@ def test_chunks_at_the_same_time(name: str, backend: Any) -> None:
     """The backward of few heads on many multiprocessors: a walk over the states, then the rest."""
     lead = (1, 19) if name.startswith("packed") else (2, 19)
     case = _omega(name, "", lead, **{"W": 5, "chunk_size": 8, **PARTED[name]})
-    for multiprocessors in (8, 60, 108):
+    items, chunks = (6 if name.startswith("packed") else 4), PARTED_CHUNKS.get(name, 3)
+    for multiprocessors in (2 * items - 1, 2 * items, 108):
+        parts = min(multiprocessors // items, chunks)
         backend.set_device(80, multiprocessors)
-        launches = backward_launches(case, backend)
-        assert launches == (1 if multiprocessors == 8 else 2)
+        launches, blocks = backward_counters(case, backend)
+        assert (launches, blocks) == ((1, items) if parts == 1 else (2, items * (1 + parts)))
         check_case(case)
 
 
 def test_windows_beyond_a_chunk_are_not_shared(backend: Any) -> None:
     case = _omega("wide", "", (2, 19), W=10, chunk_size=8)
-    assert backward_launches(case, backend) == 1
+    assert backward_counters(case, backend) == (1, 4)
 
 
 @pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.id)

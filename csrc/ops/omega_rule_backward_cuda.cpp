@@ -1,5 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+
 #include "ops/omega_rule_cuda.h"
 
 namespace atlas::ops {
@@ -13,26 +15,37 @@ std::vector<std::pair<int, Tensor>> summands(const CudaContext& cuda,
                                              cuda_kernels::OmegaBackward& args,
                                              const Tensors& grads,
                                              const cuda_kernels::OmegaPlan& plan) {
-  // By the chunk of a key or value, and by the next one, whose windows reach back to some.
-  const int slices = plan.slices, chunks = plan.parts > 1 ? 2 : 1;
   struct Target {
     int place;
     cuda_kernels::OmegaResult& result;
     int count;
+    bool later;  // as many again by the next chunk, whose windows reach some of the tokens
   };
-  const Target targets[] = {
-      {0, args.grad_q, slices},         {1, args.grad_k, slices * chunks},
-      {2, args.grad_v, chunks},         {3, args.grad_gamma, slices},
-      {4, args.grad_eta, slices},       {5, args.grad_log_alpha, slices},
-      {6, args.grad_log_theta, slices}, {7, args.grad_k_tail, slices * chunks},
-      {8, args.grad_v_tail, chunks}};
+  const int slices = plan.slices;
+  const bool parts = plan.parts > 1;
+  const Target targets[] = {{0, args.grad_q, slices, false},
+                            {1, args.grad_k, slices, parts},
+                            {2, args.grad_v, 1, parts},
+                            {3, args.grad_gamma, slices, false},
+                            {4, args.grad_eta, slices, false},
+                            {5, args.grad_log_alpha, slices, false},
+                            {6, args.grad_log_theta, slices, false},
+                            {7, args.grad_k_tail, slices, parts},
+                            {8, args.grad_v_tail, 1, parts}};
   std::vector<std::pair<int, Tensor>> sums;
-  for (const auto& [place, result, count] : targets) {
-    if (count <= 1 || result.data == nullptr) continue;
+  for (const auto& [place, result, count, later] : targets) {
+    const int all = later ? 2 * count : count;
+    if (all <= 1 || result.data == nullptr) continue;
     std::vector<int64_t> shape{grads[place].sizes().begin(), grads[place].sizes().end()};
-    shape.insert(shape.begin(), count);
-    sums.emplace_back(place, torch::stable::new_zeros(grads[place], shape, ScalarType::Float));
-    result = {cuda.update(sums.back().second, "summands"), cuda_kernels::Dtype::f32};
+    shape.insert(shape.begin(), all);
+    Tensor made = torch::stable::new_empty(grads[place], shape, ScalarType::Float);
+    if (later) {
+      Tensor behind = torch::stable::narrow(made, 0, count, count);
+      torch::stable::zero_(behind);
+    }
+    result = {later ? cuda.update(made, "summands") : cuda.write(made, "summands"),
+              cuda_kernels::Dtype::f32};
+    sums.emplace_back(place, made);
   }
   return sums;
 }
@@ -100,17 +113,18 @@ OmegaGradients omega_rule_backward_cuda(
   Tensors& grads = std::get<0>(result);
   cuda_kernels::OmegaPlan plan{};
   // A packed sequence may have all tokens.
-  const int64_t rows = cu_seqlens ? 1 : shape.sequences;
+  const int64_t chunks =
+      call.checkpoints / (cu_seqlens ? 1 : std::max<int64_t>(1, shape.sequences));
   if (call.items() > 0)
-    plan =
-        cuda_kernels::omega_rule_plan(cuda_kernels::OmegaPass::backward, args.options, call.dtype,
-                                      allow_tf32, call.items(), call.checkpoints / rows);
+    plan = cuda_kernels::omega_rule_plan(cuda_kernels::OmegaPass::backward, args.options,
+                                         call.dtype, allow_tf32, call.items(), chunks,
+                                         shape.batch * shape.tokens * shape.heads);
   const bool wants_scales = feature_scales && (grad_mask & kScales);
   const Tensor scales = torch::stable::new_zeros(
       q, {wants_scales ? call.items() * plan.slices * plan.parts : 0, degree + 1},
       ScalarType::Float);
   if (wants_scales) args.grad_scales = static_cast<float*>(cuda.write(scales, "grad_scales"));
-  const std::vector<std::pair<int, Tensor>> sums = summands(cuda, args, grads, plan);
+  std::vector<std::pair<int, Tensor>> sums = summands(cuda, args, grads, plan);
   if (call.items() > 0) {
     const Tensor memory = omega_scratch(q, plan);
     Tensors left;
@@ -118,7 +132,10 @@ OmegaGradients omega_rule_backward_cuda(
     args.space.device = static_cast<float*>(cuda.scratch(memory, "scratch"));
     check_launch(cuda_kernels::omega_rule_backward(args, plan, cuda.stream()), op);
   }
-  for (const auto& [place, parts] : sums) grads[place] = summed(parts, grads[place].scalar_type());
+  for (; !sums.empty(); sums.pop_back()) {  // each gives its memory back
+    const auto& [place, made] = sums.back();
+    grads[place] = summed(made, grads[place].scalar_type());
+  }
   if (wants_scales) grads[9] = summed(scales, feature_scales->scalar_type());
   return result;
 }

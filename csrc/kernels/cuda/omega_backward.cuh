@@ -1,8 +1,8 @@
 #pragma once
 // The backward pass of the Omega rule (docs/math/omega_rule.md, sections 5 to 7): a block takes a
 // (sequence, head), of a linear memory perhaps a slice of V, and visits its chunks last to first,
-// each computed anew from its checkpoint. No state is inverted and nothing is exchanged between
-// blocks. Buffers as in the forward; the block writes the gradients of its own tokens, gates,
+// each computed anew from its checkpoint. No state is inverted, and blocks of a launch exchange
+// nothing. Buffers as in the forward; the block writes the gradients of its own tokens, gates,
 // states and tails, and its row of grad_scales: of what slices share, its own summand.
 #include "kernels/cuda/omega_dual_backward.cuh"
 #include "kernels/cuda/omega_muon_backward.cuh"
@@ -33,9 +33,11 @@ __device__ __forceinline__ void begin_backward(const OmegaWork& w, const OmegaGr
                                                const OmegaBackward& args) {
   const OmegaOptions& o = args.options;
   const int tokens = chunk_tokens_before(o, w.item, w.item.length);
-  if (!g.only_tokens) begin_states(w, g, args);
-  load_tail_grads(key_sums(w, g, args), o, w.item, tokens);
-  load_tail_grads(value_sums(w, g, args), o, w.item, tokens);
+  if (g.stage != OmegaStage::tokens) begin_states(w, g, args);
+  if (g.stage == OmegaStage::all || (g.stage == OmegaStage::tokens && w.item.length == 0)) {
+    load_tail_grads(key_sums(w, g, args), o, w.item, tokens);
+    load_tail_grads(value_sums(w, g, args), o, w.item, tokens);
+  }
   each(kScaleSlots * block_threads(), [&](int i) { g.scales[i] = 0; });
   __syncthreads();
 }
@@ -74,7 +76,7 @@ __device__ __forceinline__ void backward_chunk(const OmegaWork& w, const OmegaGr
     g.y[t * sz.vp + j] = value;
   });
   each(c.tokens, o.key, [&](int t, int j) { g.q[t * sz.kp + j] = 0; });
-  if (!g.only_states)
+  if (g.stage != OmegaStage::states)
     memory_signals<kArithmetic>(w, o);
   else
     __syncthreads();
@@ -94,14 +96,14 @@ __device__ __forceinline__ void backward_chunk(const OmegaWork& w, const OmegaGr
   } else {
     dual_backward<kArithmetic>(w, g, o, args.in, grad_k);
     dual_backward_states<kArithmetic>(w, g, o);
-    if (!g.only_states) scan_backward(w, g, o);
+    if (g.stage != OmegaStage::states) scan_backward(w, g, o);
   }
-  if (!g.only_tokens) signals_to_reference<kArithmetic>(w, g, o, reference);
+  if (g.stage != OmegaStage::tokens) signals_to_reference<kArithmetic>(w, g, o, reference);
   // The last chunk's M_ref is the final chunk_weights unless the chunk is closed.
-  if (!g.only_tokens && c.first + c.tokens == w.item.length &&
+  if (g.stage != OmegaStage::tokens && c.first + c.tokens == w.item.length &&
       (w.item.position + w.item.length) % o.chunk_size != 0)
     add_tensors(reference, args.grad_final_chunk_weights, o, w.item);
-  if (g.only_states) return;
+  if (g.stage == OmegaStage::states) return;
   each(c.rows(), o.value, [&](int i, int j) { grad_v[i * sz.vp + j] -= g.d[last][i * sz.vp + j]; });
   if (!o.residual) return;
   const int at = w.item.value_at;
@@ -116,13 +118,14 @@ __device__ __forceinline__ void end_backward(const OmegaWork& w, const OmegaGrad
                                              const OmegaBackward& args) {
   const OmegaOptions& o = args.options;
   const OmegaItem& item = w.item;
-  if (!g.only_tokens) {
+  if (g.stage != OmegaStage::tokens) {
     if (g.reference != nullptr) store_grads(args.grad_chunk_weights, g.reference, o, item);
     store_grads(args.grad_weights, g.weights, o, item);
     if (g.momentum != nullptr) store_grads(args.grad_momentum, g.momentum, o, item);
   }
-  if (g.only_states) return;
-  if (!g.only_tokens || (item.length == 0 && g.part == 0)) {  // else chunks handed them out
+  if (g.stage == OmegaStage::states) return;
+  if (g.stage != OmegaStage::tokens ||
+      (item.length == 0 && g.part == 0)) {  // else chunks handed them out
     const RowSums keys = key_sums(w, g, args), values = value_sums(w, g, args);
     store_tail_grads(keys, keys.summand, 0, w, o, args.in);
     store_tail_grads(values, values.summand, 0, w, o, args.in);
@@ -150,7 +153,7 @@ __device__ __forceinline__ void end_chunk(const OmegaWork& w, const OmegaGrads& 
                o, args.in);
   store_own(keys, w, args);
   store_own(values, w, args);
-  if (!g.only_tokens) {
+  if (g.stage != OmegaStage::tokens) {
     shift_rows(keys, g.wide, o.window - 1, next);
     shift_rows(values, g.wide, o.window - 1, next);
   } else {
@@ -172,7 +175,7 @@ __device__ __forceinline__ void backward_item(OmegaWork& w, const OmegaGrads& g,
     const int tokens = chunk_tokens_before(o, item, end);
     const bool own_reference = --chunks == 0 && args.in.chunk_weights[0].present;
     end -= tokens;
-    if (g.only_tokens && chunks % args.parts != g.part) continue;
+    if (g.stage == OmegaStage::tokens && chunks % args.parts != g.part) continue;
     __syncthreads();
     const OmegaChunk chunk = chunk_of(o, item, end, tokens);
     if (thread_id() == 0) w.chunk = chunk;
@@ -184,14 +187,14 @@ __device__ __forceinline__ void backward_item(OmegaWork& w, const OmegaGrads& g,
     else
       set_checkpoint(w.reference, args.weights_checkpoints, o, item, checkpoint);
     __syncthreads();
-    if (g.only_tokens) begin_part(w, g, args, checkpoint);
-    if (g.only_states) {
+    if (g.stage == OmegaStage::tokens) begin_part(w, g, args, checkpoint);
+    if (g.stage == OmegaStage::states) {
       save_checkpoint(args.weights_adjoints, g.weights, o, item, checkpoint);
       if (o.momentum) save_checkpoint(args.momentum_adjoints, g.momentum, o, item, checkpoint);
     }
     backward_chunk<kArithmetic, kMuon>(w, g, args, own_reference);
     __syncthreads();
-    if (!g.only_states) end_chunk(w, g, args, chunk_tokens_before(o, item, end));
+    if (g.stage != OmegaStage::states) end_chunk(w, g, args, chunk_tokens_before(o, item, end));
   }
   __syncthreads();
   end_backward(w, g, args);
@@ -212,8 +215,7 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
     take_backward(work[0], grads[0], arena, args.options, args.in.chunk_weights[0].present,
                   block_threads());
     const bool scales = args.grad_scales != nullptr;
-    grads[0].only_tokens = args.stage == OmegaStage::tokens;
-    grads[0].only_states = args.stage == OmegaStage::states;
+    grads[0].stage = args.stage;
     grads[0].wants_u = scales || args.grad_q.data != nullptr;
     grads[0].wants_x = scales || args.grad_k.data != nullptr || args.grad_k_tail.data != nullptr;
     grads[0].part = 0;

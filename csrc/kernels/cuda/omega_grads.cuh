@@ -27,7 +27,7 @@ struct OmegaGrads {
   float* segment_orthogonal;                  // [segments] NS(S) at its write
   float *grad_o, *grad_s;                     // states
   float* tape;                                // [steps, largest]
-  bool only_states, only_tokens;              // what the launch makes (OmegaStage)
+  OmegaStage stage;
   bool wants_u, wants_x;
   int part;
 };

@@ -49,35 +49,49 @@ bool state_fits(OmegaPass pass, const OmegaOptions& o, int64_t most) {
   return take(pass, arena, o);
 }
 
-// Blocks share a linear memory's outputs, at least 16 each: its columns never meet. They do where a
-// few slices of a state fit in shared memory and the whole does not (with a polynomial map its
-// features would be made for each), and where (sequence, head) pairs leave multiprocessors idle.
-// Each block makes the scores of queries and keys.
+// Floats that the backward's summands take for each token and head (OmegaBackward), if there are
+// several.
+int64_t summand_floats(const OmegaOptions& o, int slices, int chunks) {
+  const auto floats = [](int64_t count, int64_t width) { return count > 1 ? count * width : 0; };
+  return floats(slices, o.key + o.window + 3) + floats(slices * chunks, o.key) +
+         floats(chunks, o.value);
+}
+
+// More memory than that is not worth the time.
+constexpr int64_t kMostSummandFloats = (int64_t{1} << 30) / sizeof(float);
+
+// Blocks share a linear memory's outputs, a tile's columns each at least: its columns never meet.
+// They do where a few slices of a state fit in shared memory and the whole does not (with a
+// polynomial map its features would be made for each), and where (sequence, head) pairs leave
+// multiprocessors idle. Each block makes the scores of queries and keys.
 int slices_for(OmegaPass pass, const OmegaOptions& o, int64_t most, int64_t items,
-               int multiprocessors) {
-  constexpr int kLeast = 16, kToFit = 4;
+               int multiprocessors, int64_t rows) {
+  constexpr int kToFit = 4;
   if (pass == OmegaPass::update || o.matrices > 1 || o.schedule.steps > 0) return 1;
   const auto divides = [&](int slices) {
-    return o.value % slices == 0 && o.value / slices >= kLeast;
+    return o.value % slices == 0 && o.value / slices >= kTileColumns;
   };
   int slices = 1;
   while (o.degree == 0 && slices < kToFit && divides(2 * slices) &&
          !state_fits(pass, sized(o, slices), most))
     slices *= 2;
   if (!state_fits(pass, sized(o, slices), most)) slices = 1;
-  while (items * slices < multiprocessors && divides(2 * slices)) slices *= 2;
+  while (2 * slices * items <= multiprocessors && divides(2 * slices) &&
+         rows * summand_floats(o, 2 * slices, 1) <= kMostSummandFloats)
+    slices *= 2;
   return slices;
 }
 
-// Blocks that share the chunks of one of `items` in the backward. Gradients of states need about
-// two fifths of all products, chunk by chunk; the others, some of them made twice, need not wait,
-// so it pays where most multiprocessors are idle. A window beyond a chunk would meet more than two
-// of them.
-int parts_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int multiprocessors,
-              int64_t chunks) {
-  constexpr int kLeast = 4;
+// Blocks that share the chunks of one of `items`, slices of heads, in the backward. Gradients of
+// states need about two fifths of all products, chunk by chunk; the others, some of them made
+// twice, need not wait, so it pays where multiprocessors are idle. A window beyond a chunk would
+// meet more than two of them.
+int parts_for(OmegaPass pass, const OmegaOptions& o, int slices, int64_t items, int multiprocessors,
+              int64_t chunks, int64_t rows) {
   if (pass != OmegaPass::backward || o.matrices > 1 || o.schedule.steps > 0) return 1;
-  if (multiprocessors < kLeast * items || o.chunk_size < o.window - 1) return 1;
+  if (multiprocessors < 2 * items || o.chunk_size < o.window - 1 ||
+      rows * summand_floats(o, slices, 2) > kMostSummandFloats)
+    return 1;
   return static_cast<int>(std::clamp<int64_t>(chunks, 1, multiprocessors / items));
 }
 
@@ -85,13 +99,13 @@ int parts_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int multipro
 
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
                           int64_t items, int capability, int multiprocessors, int limit,
-                          int64_t chunks) {
+                          int64_t chunks, int64_t rows) {
   if (limit < 0) limit = shared_kibibytes(capability) << 10;
   constexpr int64_t kFloat = sizeof(float);
   const int64_t most = (limit - kStaticBytes) / kFloat;
-  const int slices = slices_for(pass, options, most, items, multiprocessors);
+  const int slices = slices_for(pass, options, most, items, multiprocessors, rows);
   items *= slices;
-  const int parts = parts_for(pass, options, items, multiprocessors, chunks);
+  const int parts = parts_for(pass, options, slices, items, multiprocessors, chunks, rows);
   items *= parts;
   const OmegaOptions o = sized(options, slices);
   OmegaArena all{nullptr, nullptr, std::numeric_limits<int64_t>::max()};
@@ -112,10 +126,10 @@ OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dty
 }
 
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
-                          int64_t items, int64_t chunks) {
+                          int64_t items, int64_t chunks, int64_t rows) {
   const Device device = current_device();
   return omega_rule_plan(pass, options, dtype, allow_tf32, items, device.capability,
-                         device.multiprocessors, device.shared_bytes, chunks);
+                         device.multiprocessors, device.shared_bytes, chunks, rows);
 }
 
 }  // namespace atlas::kernels::cuda

@@ -14,16 +14,18 @@ struct RowSums {
   const OmegaResult &tokens, &tail;
   const OmegaTensor& final_tail;  // what the final tail's gradient brings,
   bool takes_final;               // if this block takes it
-  int summand;
+  int summand, later;             // by a token's own chunk, and by the next one
 };
 
 __device__ __forceinline__ RowSums key_sums(const OmegaWork& w, const OmegaGrads& g,
                                             const OmegaBackward& args) {
   const OmegaOptions& o = args.options;
+  const int slice = w.item.slice;
   return {g.k_sum,           o.sizes.kp,
           {0, o.key, o.key}, args.grad_k,
           args.grad_k_tail,  args.grad_final_k_tail,
-          w.item.slice == 0, w.item.slice * (g.only_tokens ? 2 : 1)};
+          slice == 0,        slice,
+          o.slices + slice};
 }
 
 __device__ __forceinline__ RowSums value_sums(const OmegaWork& w, const OmegaGrads& g,
@@ -36,7 +38,8 @@ __device__ __forceinline__ RowSums value_sums(const OmegaWork& w, const OmegaGra
           args.grad_v_tail,
           args.grad_final_v_tail,
           true,
-          0};
+          0,
+          1};
 }
 
 // Begins the sums of the item's last chunk, of `tokens`, with what the final tail's gradient
@@ -97,9 +100,10 @@ __device__ __forceinline__ void store_before(const RowSums& sums, const OmegaWor
                                              const OmegaBackward& args) {
   const OmegaOptions& o = args.options;
   const int slots = o.window - 1;
-  store_tokens(sums.tokens, sums.summand + 1, sums.columns, sums.at + slots * sums.ld, sums.ld,
+  store_tokens(sums.tokens, sums.later, sums.columns, sums.at + slots * sums.ld, sums.ld,
                -static_cast<int>(smaller(slots, w.chunk.first)), 0, w, o, args.in);
-  store_tail_grads(sums, sums.summand + (w.chunk.first > 0 ? 1 : 0), w.chunk.first, w, o, args.in);
+  store_tail_grads(sums, w.chunk.first > 0 ? sums.later : sums.summand, w.chunk.first, w, o,
+                   args.in);
 }
 
 // Shifts the sums by the chunk's own tokens, so that the slots fit the chunk before, which has

@@ -119,8 +119,8 @@ struct OmegaBackward {
   float* grad_scales;  // [slices parts N H, degree + 1], to be summed over the first dimension
   // With slices of V each has its own summand of what they share, one behind the other, so that
   // grad_q has [slices, B, T, H, K]; likewise grad_k, grad_k_tail and the gates'. With parts those
-  // of keys, values and tails have two more, slowest the slice: by the token's chunk and by a later
-  // one.
+  // of keys, values and tails have as many again, behind the first ones, by the chunk after the
+  // token's.
   OmegaStage stage;
   int parts;  // blocks that share an item's chunks, part p taking every parts-th from p on; else 1
   // The gradients of the states that chunks leave, [checkpoints, H, in, out]; null without parts.
@@ -160,12 +160,13 @@ enum class OmegaPass : int { forward, backward, update };
 
 // On a device of this capability whose blocks may have `limit` bytes of shared memory (negative:
 // what the capability has); `items` (sequence, head) pairs of at most `chunks` chunks, or rows and
-// heads.
+// heads; `rows` = B T H of the backward's gradients.
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
                           int64_t items, int capability, int multiprocessors, int limit = -1,
-                          int64_t chunks = 1);
+                          int64_t chunks = 1, int64_t rows = 0);
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
-                          int64_t items, int64_t chunks = 1);  // on the current device
+                          int64_t items, int64_t chunks = 1,
+                          int64_t rows = 0);  // on the current device
 
 cudaError_t omega_rule(const OmegaForward& args, const OmegaPlan& plan, cudaStream_t stream);
 cudaError_t omega_rule_backward(const OmegaBackward& args, const OmegaPlan& plan,
