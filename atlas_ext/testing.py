@@ -242,6 +242,8 @@ CASES: list[Case] = [
            theta=True, chunk_size=16),
     _omega("overhang", "three chunks whose overhang is no multiple of a tile", (1, 40), H=1, W=6,
            theta=True, degree=2, scales=True, chunk_size=16),
+    _omega("slices", "enough outputs for blocks to share them, residual", (1, 9), H=1, K=64, V=64,
+           W=3, theta=True, positions=(6,), residual=True, chunk_size=4),
     _omega("degree3", "features of degree 3, default scales, across chunks", (1, 7), K=3, degree=3,
            theta=True, chunk_size=3),
     _omega("degree4", "features of degree 4, dot objective", (1, 5), H=1, K=2, degree=4,

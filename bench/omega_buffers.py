@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 TILE_ROWS, TILE_COLUMNS = 16, 32  # a warp's results of a product
 STATIC, LIFT_FLOATS, WARPS = 1 << 10, 8 << 10, 8
+MOST_TO_FIT = 4  # slices of V that make a state fit
+MOST_SUMMANDS = 1 << 30  # bytes
 MEMORIES = ("linear", "mlp", "gated_mlp")
+
+Memory = TypeVar("Memory", bound="OmegaMemory")
 
 
 def leading(width: int) -> int:
@@ -164,6 +169,57 @@ class OmegaMemory:
             yield "g.segment_weights", (segments + 1) * state
             yield "g.segment_momentum", (segments + 1) * state
             yield "g.segment_orthogonal", segments * state
+
+    def slice_of(self: Memory, slices: int) -> Memory:
+        """What one block has where `slices` blocks share the outputs."""
+        return replace(self, V=self.V // slices)
+
+    def summand_bytes(self, slices: int, chunks: int) -> int:
+        """Of the backward's summands for each token and head: summand_floats."""
+        gates = self.K + self.W + 3
+        widths = ((slices, gates), (slices * chunks, self.K), (chunks, self.V))
+        return 4 * sum(count * width for count, width in widths if count > 1)
+
+    def slices(
+        self,
+        block_shared: int,
+        backward: bool = False,
+        *,
+        items: int = 1,
+        multiprocessors: int = 1,
+        rows: int = 0,
+    ) -> int:
+        """Blocks that share the outputs of one of `items` (sequence, head) pairs: slices_for in
+        omega_plan.cu. `rows`: tokens times heads of the backward."""
+        if self.deep or self.muon:
+            return 1
+
+        def divides(count: int) -> bool:
+            return self.V % count == 0 and self.V // count >= TILE_COLUMNS
+
+        def fits(count: int) -> bool:
+            return self.slice_of(count).placement(block_shared, backward).state_on_chip
+
+        few = [count for count in (1, 2, MOST_TO_FIT) if count == 1 or divides(count)]
+        slices = next(filter(fits, few[:1] if self.degree else few), 1)
+        while (
+            2 * slices * items <= multiprocessors
+            and divides(2 * slices)
+            and rows * self.summand_bytes(2 * slices, 1) <= MOST_SUMMANDS
+        ):
+            slices *= 2
+        return slices
+
+    def parts(
+        self, slices: int, items: int, chunks: int, multiprocessors: int, rows: int = 0
+    ) -> int:
+        """Blocks that share the chunks of each slice of `items` in the backward: parts_for."""
+        blocks = slices * items
+        if self.deep or self.muon or self.C < self.W - 1 or multiprocessors < 2 * blocks:
+            return 1
+        if rows * self.summand_bytes(slices, 2) > MOST_SUMMANDS:
+            return 1
+        return max(1, min(multiprocessors // blocks, chunks))
 
     def placement(self, block_shared: int, backward: bool = False) -> Placement:
         """With blocks that may have `block_shared` bytes: what fits is taken in order."""

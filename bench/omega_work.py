@@ -171,6 +171,14 @@ class OmegaRule(OmegaMemory):
             else:
                 yield from self._dual_backward(chunk)
 
+    def repeated_products(self, tokens: int) -> Iterator[Product]:
+        """Of a linear memory's backward in two launches: what both make."""
+        for chunk in self.chunks(tokens):
+            yield Product(chunk.tokens, chunk.rows, self.K)  # P
+            yield Product(chunk.rows, self.V, chunk.tokens)  # gd
+            for _ in range(2 if self.momentum else 1):
+                yield Product(chunk.rows, self.V, self.features)  # hM
+
     def _signals_backward(self, rows: int, layer: int, width: int, out: int) -> Iterator[Product]:
         last = layer == len(self.matrices) - 1
         if last and self.deep:  # ge += W2 gb, gW2 += e gbᵀ
@@ -247,27 +255,46 @@ def omega_rule(
     """Inputs, output and M_0 are moved once; the backward also reads its checkpoints."""
     items, element = sequences * heads, BYTES[dtype]
     on_tensor_cores = device.capability >= 80 and (dtype != "float32" or tf32)
-    made = list(rule.backward_products(tokens) if backward else rule.products(tokens))
-    place = rule.placement(device.block_shared, backward)
+    chunks, rows = len(list(rule.chunks(tokens))), items * tokens if backward else 0
+    slices = rule.slices(
+        device.block_shared,
+        backward,
+        items=items,
+        multiprocessors=device.multiprocessors,
+        rows=rows,
+    )
+    part = rule.slice_of(slices)
+    useful, made = (
+        list(one.backward_products(tokens) if backward else one.products(tokens))
+        for one in (rule, part)
+    )
+    place, blocks = part.placement(device.block_shared, backward), items * slices
+    parts = rule.parts(slices, items, chunks, device.multiprocessors, rows) if backward else 1
+    started = blocks * parts
+    if parts > 1:
+        made += part.repeated_products(tokens)
     token = element * (2 * rule.K + 2 * rule.V) + 4 * (rule.W + 2 + rule.momentum)
     moved = items * tokens * token + heads * 4 * rule.size
-    states = len(list(rule.chunks(tokens))) * (2 if rule.momentum else 1)
+    states = chunks * (2 if rule.momentum else 1)
     if backward:  # the gradients are as large as the inputs
         moved += items * (tokens * (token - element * rule.V) + states * 4 * rule.size)
         moved += heads * 4 * rule.size
+        # Summands are written and read, and so are the gradients of states between two launches.
+        moved += items * tokens * 2 * rule.summand_bytes(slices, 2 if parts > 1 else 1)
+        moved += items * states * 2 * 4 * rule.size if parts > 1 else 0
     # A buffer in scratch is written and read in every chunk, once at least.
-    scratch = 2.0 * items * len(list(rule.chunks(tokens))) * place.scratch_bytes
+    scratch = 2.0 * blocks * chunks * place.scratch_bytes
     return Work(
         kernel=f"{'Newton-Schulz' if rule.muon else 'dual'} form",
         arithmetic="tf32" if on_tensor_cores else "float",
-        useful=float(items * sum(product.useful for product in made)),
+        useful=float(items * sum(product.useful for product in useful)),
         executed=float(
-            items * sum(p.executed(rule.threads // 32, on_tensor_cores, rule.muon) for p in made)
+            blocks * sum(p.executed(part.threads // 32, on_tensor_cores, rule.muon) for p in made)
         ),
         moved=float(moved),
         scratch=scratch,
-        blocks=min(items, device.multiprocessors) if place.scratch_bytes else items,
-        threads=rule.threads,
+        blocks=min(started, device.multiprocessors) if place.scratch_bytes else started,
+        threads=part.threads,
         shared=place.shared_bytes,
     )
 

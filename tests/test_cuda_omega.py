@@ -16,6 +16,26 @@ pytestmark = pytest.mark.usefixtures("emulator")
 F32 = torch.float32
 
 
+def is_linear(case: Case) -> bool:
+    given = case.inputs(F32)
+    weights = given.get("weights") or given["initial_state"].weights
+    return len(weights) == 1 and not case.orthogonalised
+
+
+LINEAR = [case for case in testing.cases("omega_rule") if is_linear(case)]
+
+
+def backward_counters(case: Case, backend: Any) -> tuple[int, int]:
+    """Launches and blocks of a backward."""
+    given = case.inputs(F32)
+    inputs = testing.require_grad(given, case.differentiable(given))
+    outputs = case.run(inputs)
+    backend.reset_counters()
+    outputs["o"].sum().backward()
+    counters = backend.counters()
+    return counters["launches"], counters["blocks"]
+
+
 @pytest.mark.parametrize("case", testing.cases("omega_rule"), ids=lambda case: case.id)
 def test_tf32(case: Case, backend: Any, matmul_precision: None) -> None:
     """A deep memory's gradient passes through more rounded products than its output."""
@@ -27,9 +47,11 @@ def test_tf32(case: Case, backend: Any, matmul_precision: None) -> None:
 
 
 SLICED = {
-    "residual": {"K": 32, "V": 32, "residual": True},
-    "state": {"V": 48, "positions": (3, 9), "theta": True},
-    "packed": {"K": 6, "V": 32, "degree": 2, "lengths": (7, 0, 12), "per_sequence": True},
+    "residual": {"K": 64, "V": 64, "residual": True},
+    "state": {"V": 96, "positions": (3, 9), "theta": True},
+    "packed": {
+        "K": 6, "V": 64, "degree": 2, "scales": True, "lengths": (7, 0, 12), "per_sequence": True,
+    },
 }  # fmt: skip
 
 
@@ -38,11 +60,56 @@ def test_slices_of_v(name: str, backend: Any) -> None:
     """Few heads, many multiprocessors: blocks share a linear memory's outputs."""
     lead = (1, 19) if name == "packed" else (2, 19)
     case = _omega(name, "", lead, W=5, chunk_size=8, **SLICED[name])
-    backend.reset_counters()
-    with torch.no_grad():
-        case.run(case.inputs(F32))
     items = 6 if name == "packed" else 4
-    assert backend.counters()["blocks"] in (2 * items, 4 * items)
+    for multiprocessors in (2 * items, 108):  # with 108 blocks share chunks, too
+        backend.set_device(80, multiprocessors)
+        backend.reset_counters()
+        with torch.no_grad():
+            case.run(case.inputs(F32))
+        assert backend.counters()["blocks"] == 2 * items
+        check_case(case)
+
+
+PARTED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "momentum": {"theta": True, "scales": True, "degree": 2},
+    "windows_of_a_chunk": {"W": 9},
+    "one_token_each": {"W": 2, "chunk_size": 1},
+    "in_the_middle_of_chunks": {
+        "K": 5, "V": 5, "positions": (3, 14), "theta": True, "residual": True,
+    },
+    "packed": {"lengths": (7, 0, 12), "per_sequence": True},
+    "packed_in_the_middle": {"lengths": (2, 17, 0), "per_sequence": True, "positions": (7, 6, 2)},
+}  # fmt: skip
+# What a sequence may have: a position adds one, a packed one may be all of the tokens.
+PARTED_CHUNKS = {
+    "one_token_each": 19, "in_the_middle_of_chunks": 4, "packed": 5, "packed_in_the_middle": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTED)
+def test_chunks_at_the_same_time(name: str, backend: Any) -> None:
+    """The backward of few heads on many multiprocessors: a walk over the states, then the rest."""
+    lead = (1, 19) if name.startswith("packed") else (2, 19)
+    case = _omega(name, "", lead, **{"W": 5, "chunk_size": 8, **PARTED[name]})
+    items, chunks = (6 if name.startswith("packed") else 4), PARTED_CHUNKS.get(name, 3)
+    for multiprocessors in (2 * items - 1, 2 * items, 108):
+        parts = min(multiprocessors // items, chunks)
+        backend.set_device(80, multiprocessors)
+        launches, blocks = backward_counters(case, backend)
+        assert (launches, blocks) == ((1, items) if parts == 1 else (2, items * (1 + parts)))
+        check_case(case)
+
+
+def test_windows_beyond_a_chunk_are_not_shared(backend: Any) -> None:
+    case = _omega("wide", "", (2, 19), W=10, chunk_size=8)
+    assert backward_counters(case, backend) == (1, 4)
+
+
+@pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.id)
+def test_one_block_for_each_head(case: Case, backend: Any) -> None:
+    """The registry's cases where no multiprocessor is idle."""
+    backend.set_device(80, multiprocessors=1)
     check_case(case)
 
 

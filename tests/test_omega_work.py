@@ -34,6 +34,8 @@ PLANNED = (
     OmegaSizes(16, 16, F=64, degree=2, matrices=2, momentum=0, ns_steps=5),
     OmegaSizes(8, 24, W=1, C=1),
     OmegaSizes(5, 3, F=7, W=40, C=16, degree=3, matrices=3),
+    OmegaSizes(128, 128),
+    OmegaSizes(128, 48),
     OmegaSizes(256, 256),
 )
 
@@ -69,7 +71,10 @@ def test_placement_is_the_launchers(
     plan: Callable[..., str], sizes: OmegaSizes, capability: int, op: str
 ) -> None:
     rule, backward = rule_of(sizes), op.endswith("backward")
-    mine = rule.placement(BLOCK_SHARED[capability] << 10, backward)
+    limit = BLOCK_SHARED[capability] << 10
+    slices = rule.slices(limit, backward)
+    part = rule.slice_of(slices)
+    mine = part.placement(limit, backward)
     text = plan(op, "bfloat16", sizes, False, capability)
     form = "Newton-Schulz" if sizes.ns_steps else "dual"
     words = "tf32 tensor cores" if capability >= 80 else "float multiply-adds"
@@ -77,7 +82,8 @@ def test_placement_is_the_launchers(
     both = sizes.momentum or (sizes.ns_steps and not backward)
     state = ("gradients of " if backward else "") + ("weights and momentum" if both else "weights")
     where = "on chip" if mine.state_on_chip else "in device memory"
-    assert text.startswith(f"{form} form: {words}, {state} {where}, {rule.threads} threads, ")
+    where += f", {slices} slices of V" if slices > 1 else ""
+    assert text.startswith(f"{form} form: {words}, {state} {where}, {part.threads} threads, ")
     found = [float(part.split()[0]) for part in text.split(", ") if "KiB" in part]
     wanted = [mine.shared_bytes / 1024, mine.scratch_bytes / 1024]
     assert found == pytest.approx(wanted[: 2 if mine.scratch_bytes else 1], abs=0.06)
@@ -187,6 +193,7 @@ def test_newton_schulz_by_hand() -> None:
 
 COUNTED: dict[str, tuple[OmegaRule, int]] = {
     "linear": (OmegaRule(20, 24, W=6, C=16), 40),
+    "wide": (OmegaRule(12, 64, W=6, C=16), 40),  # slices of 32
     "no momentum, dot": (OmegaRule(20, 24, W=6, C=16, momentum=False, l2=False), 40),
     "degree 2": (OmegaRule(12, 12, W=6, C=16, degree=2), 40),
     "mlp": (OmegaRule(20, 20, 40, W=6, C=16, memory="mlp"), 40),
@@ -199,10 +206,14 @@ COUNTED: dict[str, tuple[OmegaRule, int]] = {
 }
 
 
+@pytest.mark.parametrize("multiprocessors", [4, 108])
 @pytest.mark.parametrize("final_state", [True, False])
 @pytest.mark.parametrize("name", COUNTED)
-def test_executed_operations_are_those_of_the_kernel(name: str, final_state: bool) -> None:
-    """Tensor-core instructions of the emulated kernels, two sequences and two heads."""
+def test_executed_operations_are_those_of_the_kernel(
+    name: str, final_state: bool, multiprocessors: int
+) -> None:
+    """Tensor-core instructions of the emulated kernels, two sequences and two heads; with many
+    multiprocessors blocks share a linear memory's outputs, and its chunks in the backward."""
     try:
         testing.has_emulated_kernel("omega_rule")
     except ImportError as error:
@@ -219,6 +230,7 @@ def test_executed_operations_are_those_of_the_kernel(name: str, final_state: boo
     narrow |= {key: narrow[key].bfloat16() for key in "qkv"}
     names = list(testing.named_tensors(narrow)) if with_backward else []
     with testing.emulated() as module:
+        module.set_device(80, multiprocessors)
         counts = [module.counters()["mma"]]
         out, _ = atlas_ext.omega_rule(
             **testing.require_grad(narrow, names),
@@ -233,10 +245,19 @@ def test_executed_operations_are_those_of_the_kernel(name: str, final_state: boo
         if with_backward:
             out.float().sum().backward()
             counts.append(module.counters()["mma"])
-    made = [rule.products(tokens, final_state), rule.backward_products(tokens)]
-    for before, after, products in zip(counts, counts[1:], made, strict=False):
-        once = sum(p.executed(rule.threads // 32, True, rule.muon) for p in products)
-        assert (after - before) * 2 * 16 * 8 * 8 == 4 * once
+    forward, backward = (
+        rule.slices(BLOCK_SHARED[80] << 10, pass_, items=4, multiprocessors=multiprocessors)
+        for pass_ in (False, True)
+    )
+    assert (forward > 1) == (name == "wide" and multiprocessors > 4)
+    one, other = rule.slice_of(forward), rule.slice_of(backward)
+    made = [list(one.products(tokens, final_state)), list(other.backward_products(tokens))]
+    if rule.parts(backward, 4, len(list(rule.chunks(tokens))), multiprocessors) > 1:
+        made[1] += other.repeated_products(tokens)
+    counted = zip(counts, counts[1:], (one, other), made, (forward, backward), strict=False)
+    for before, after, part, products, slices in counted:
+        once = sum(p.executed(part.threads // 32, True, rule.muon) for p in products)
+        assert (after - before) * 2 * 16 * 8 * 8 == 4 * slices * once
 
 
 def test_work_of_a_call() -> None:
@@ -244,11 +265,16 @@ def test_work_of_a_call() -> None:
     work = omega_rule(rule, 2, 4, 128, "bfloat16", DEVICES["h100"])
     token = 2 * 4 * 64 + 4 * (16 + 3)
     assert work.moved == 8 * 128 * token + 4 * 4 * 64 * 64
-    assert (work.arithmetic, work.blocks, work.scratch) == ("tf32", 8, 0)
+    assert (work.arithmetic, work.blocks, work.scratch) == ("tf32", 8 * 2, 0)  # slices of 32
     back = omega_rule(rule, 2, 4, 128, "float32", DEVICES["a100"], backward=True)
-    token = 4 * (4 * 64 + 16 + 3)
-    assert back.arithmetic == "float"
-    assert back.moved == 8 * 128 * (2 * token - 4 * 64) + 8 * 2 * 2 * 4 * 4096 + 2 * 4 * 4 * 4096
+    # Two slices, and two blocks for the chunks of each: queries, gates and values twice, keys four
+    # times.
+    token, summands = 4 * (4 * 64 + 16 + 3), 4 * (2 * (64 + 16 + 3) + 4 * 64 + 2 * 64)
+    assert (back.arithmetic, back.blocks) == ("float", 8 * 2 * 2)
+    moved = 8 * 128 * (2 * token - 4 * 64 + 2 * summands) + 2 * 4 * 4 * 4096
+    assert back.moved == moved + 3 * 8 * 2 * 2 * 4 * 4096
+    wide = list(rule.backward_products(128))
+    assert back.useful == 8 * sum(product.useful for product in wide)
 
 
 def test_bytes_of_decoding() -> None:

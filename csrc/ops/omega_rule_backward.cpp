@@ -67,7 +67,7 @@ OmegaGradients omega_rule_backward_cpu(
     cpu::omega_rule_backward(args, parallel);
   }
   if (wants_scales) {
-    std::get<0>(result)[9] = summed_scales(scales, *feature_scales);
+    std::get<0>(result)[9] = summed(scales, feature_scales->scalar_type());
   }
   return result;
 }

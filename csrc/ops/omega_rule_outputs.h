@@ -120,12 +120,11 @@ OmegaGradients new_gradients(Args& args, const OmegaGiven& given, int64_t mask, 
   return result;
 }
 
-// grad_scales [items, degree + 1] summed over the items, in the scales' own dtype.
-inline Tensor summed_scales(const Tensor& scales, const Tensor& feature_scales) {
-  const int64_t rows[1] = {0};
+// The sum over the first dimension.
+inline Tensor summed(const Tensor& parts, ScalarType type) {
+  const int64_t first[1] = {0};
   return torch::stable::to(
-      torch::stable::sum(scales, torch::headeronly::IntHeaderOnlyArrayRef(rows, 1)),
-      feature_scales.scalar_type());
+      torch::stable::sum(parts, torch::headeronly::IntHeaderOnlyArrayRef(first, 1)), type);
 }
 
 }  // namespace atlas::ops

@@ -63,6 +63,7 @@ std::string describe(const cuda_kernels::OmegaPlan& plan, const cuda_kernels::Om
   if (pass == cuda_kernels::OmegaPass::backward) text += "gradients of ";
   text += both ? "weights and momentum " : "weights ";
   text += plan.state_on_chip ? "on chip, " : "in device memory, ";
+  if (plan.slices > 1) text += std::to_string(plan.slices) + " slices of V, ";
   return text + resources(plan);
 }
 

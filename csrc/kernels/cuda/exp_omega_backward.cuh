@@ -116,7 +116,8 @@ __device__ __forceinline__ void exp_backward_item(ExpOmegaWork& w, ExpOmegaGrads
     exp_backward_chunk<kArithmetic>(w, g, args, chunks, own_reference);
     __syncthreads();
     store_gates(w, g, o, args.in.omega, args);
-    store_tokens(args.grad_q, g.q, o.sizes.kp, o.key, w, o, args.in.omega);
+    store_tokens(args.grad_q, 0, {0, o.key, o.key}, g.q, o.sizes.kp, 0, tokens, w, o,
+                 args.in.omega);
     settle_window(w, g, args.options);
   }
   __syncthreads();

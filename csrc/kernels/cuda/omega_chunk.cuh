@@ -27,7 +27,8 @@ __device__ __forceinline__ OmegaItem omega_item(const OmegaOptions& o, const Ome
                  place = static_cast<unsigned>(index) / slices;
   item.n = place / heads;
   item.head = static_cast<int>(place % heads);
-  item.value_at = static_cast<int>(static_cast<unsigned>(index) % slices) * o.value;
+  item.slice = static_cast<int>(static_cast<unsigned>(index) % slices);
+  item.value_at = item.slice * o.value;
   const int64_t given = in.position != nullptr ? in.position[item.n] : 0;
   item.position = given > 0 ? smaller(given, int64_t{1} << 62) : 0;  // sums do not overflow
   const int64_t extra = in.position != nullptr ? 1 : 0;  // a chunk may begin in the middle

@@ -1,7 +1,7 @@
 #pragma once
 // Adjoint of the dual form of one chunk (docs/math/omega_rule.md, sections 5 and 7). g.weights and
 // g.momentum are the gradients of what the chunk leaves until dual_backward_states, which comes
-// last.
+// last. The walk over a linear memory's states (OmegaStage::states) needs few of these products.
 #include "kernels/cuda/omega_dual.cuh"
 #include "kernels/cuda/omega_memory_backward.cuh"
 
@@ -26,14 +26,17 @@ __device__ __forceinline__ void inside_backward(const OmegaWork& w, const OmegaG
                                                 bool begins_cf, bool begins_kernel) {
   const OmegaMatrix& m = o.sizes.matrix[l];
   const int rp = o.sizes.rp, tokens = w.chunk.tokens, rows = w.chunk.rows();
-  product<kArithmetic>(g.other, rp, tokens, rows, m.out, plain(grad_y, m.ld),
-                       transposed(w.d[l], m.ld));
+  if (g.stage != OmegaStage::states)
+    product<kArithmetic>(g.other, rp, tokens, rows, m.out, plain(grad_y, m.ld),
+                         transposed(w.d[l], m.ld));
   each(tokens, rows, [&](int t, int i) {
     const int at = t * rp + i;
-    const float cf = w.cf[at], z = g.other[at], kernel = kernel_of_score(w.c, degree, scores[at]);
-    // Of rows that the token does not see this is nonsense; scan_backward leaves them out.
-    g.cf[at] = begins_cf ? -kernel * z : g.cf[at] - kernel * z;
+    const float cf = w.cf[at], kernel = kernel_of_score(w.c, degree, scores[at]);
     g.pair[at] = -cf * kernel;
+    if (g.stage == OmegaStage::states) return;
+    // Of rows that the token does not see this is nonsense; scan_backward leaves them out.
+    const float z = g.other[at];
+    g.cf[at] = begins_cf ? -kernel * z : g.cf[at] - kernel * z;
     grad_kernel[at] = begins_kernel ? -cf * z : grad_kernel[at] - cf * z;
   });
   __syncthreads();
@@ -51,13 +54,14 @@ __device__ __forceinline__ void leave_backward(const OmegaWork& w, const OmegaGr
   const float* const cf = w.cf + last * rp;
   const float* const a = w.a + last * rp;
   layer_read<kArithmetic>(g.wide, w, o, l, w.k, w.h, rows, plain(g.weights + m.at, m.ld), {});
-  each_dot(rows, m.out, w.d[l], m.ld, g.wide, m.ld,
-           [&](int i, float dot) { g.cf[last * rp + i] -= dot; });
-  if (o.momentum) {
+  if (g.stage != OmegaStage::states)
+    each_dot(rows, m.out, w.d[l], m.ld, g.wide, m.ld,
+             [&](int i, float dot) { g.cf[last * rp + i] -= dot; });
+  if (o.momentum)
     layer_read<kArithmetic>(g.wide2, w, o, l, w.k, w.h, rows, plain(g.momentum + m.at, m.ld), {});
+  if (o.momentum && g.stage != OmegaStage::states)
     each_dot(rows, m.out, w.d[l], m.ld, g.wide2, m.ld,
              [&](int i, float dot) { g.a_last[i] = begins_a ? dot : g.a_last[i] + dot; });
-  }
   __syncthreads();
   each(rows, m.out, [&](int i, int j) {
     const int at = i * m.ld + j;
@@ -183,7 +187,8 @@ __device__ __forceinline__ void scores_backward(const OmegaWork& w, const OmegaG
                          plain(w.q, sz.kp), {1, 1});
 }
 
-// The gradients of the states that enter the chunk, and the last token's m, s, p.
+// The last token's m, s, p, and the gradients of the states that enter the chunk, of which the
+// latter may not be wanted.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void dual_backward_states(const OmegaWork& w, const OmegaGrads& g,
                                                      const OmegaOptions& o) {
@@ -195,24 +200,30 @@ __device__ __forceinline__ void dual_backward_states(const OmegaWork& w, const O
     each(m.in, m.out, [&](int i, int j) {
       const int at = m.at + i * m.ld + j;
       const float grad = g.weights[at];
-      by_m += grad * before.at[i * before.row + j * before.column];
+      if (g.stage != OmegaStage::states)
+        by_m += grad * before.at[i * before.row + j * before.column];
       g.weights[at] = w.m[last] * grad;
       if (!has_momentum(o, l)) return;
-      const float s = rate.at[i * rate.row + j * rate.column], grad_s = g.momentum[at];
+      const float grad_s = g.momentum[at];
+      g.momentum[at] = w.p[last] * grad_s - w.s[last] * grad;
+      if (g.stage == OmegaStage::states) return;
+      const float s = rate.at[i * rate.row + j * rate.column];
       by_s -= grad * s;
       by_p += grad_s * s;
-      g.momentum[at] = w.p[last] * grad_s - w.s[last] * grad;
     });
   }
-  by_m = block_sum(by_m, w.line);
-  by_s = block_sum(by_s, w.line);
-  by_p = block_sum(by_p, w.line);
-  if (thread_id() == 0) {
-    g.m[last] += by_m;
-    g.s[last] += by_s;
-    g.p[last] += by_p;
+  if (g.stage != OmegaStage::states) {
+    by_m = block_sum(by_m, w.line);
+    by_s = block_sum(by_s, w.line);
+    by_p = block_sum(by_p, w.line);
+    if (thread_id() == 0) {
+      g.m[last] += by_m;
+      g.s[last] += by_s;
+      g.p[last] += by_p;
+    }
   }
   __syncthreads();
+  if (g.stage == OmegaStage::tokens) return;
   for (int l = 0; l < o.matrices; ++l) {
     const int at = o.sizes.matrix[l].at;
     const float* const grad_y = grad_read(g, o, l);
@@ -242,8 +253,9 @@ __device__ __forceinline__ void dual_backward(const OmegaWork& w, const OmegaGra
     inside_backward<kArithmetic>(w, g, o, l, grad_y, w.scores, o.degree, g.scores, !is_deep(o),
                                  l == 0);
     leave_backward<kArithmetic>(w, g, o, l, !is_deep(o));
-    read_gates_backward<kArithmetic>(w, g, o, l, grad_y);
+    if (g.stage != OmegaStage::states) read_gates_backward<kArithmetic>(w, g, o, l, grad_y);
   }
+  if (g.stage == OmegaStage::states) return;
   scores_backward<kArithmetic>(w, g, o, grad_k);
   if (g.wants_u)
     lifted_backward(w, g, o, g.q, w.q, tokens, [&](float* out, int ld, int first, int count) {

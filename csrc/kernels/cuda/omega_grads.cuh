@@ -27,7 +27,9 @@ struct OmegaGrads {
   float* segment_orthogonal;                  // [segments] NS(S) at its write
   float *grad_o, *grad_s;                     // states
   float* tape;                                // [steps, largest]
+  OmegaStage stage;
   bool wants_u, wants_x;
+  int part;
 };
 
 __host__ __device__ __forceinline__ int64_t most_segments(const OmegaOptions& o) {

@@ -31,14 +31,18 @@ __device__ __forceinline__ void set_memory(Memory& memory, const OmegaOptions& o
   if (l < o.matrices) memory.matrix[l] = plain(state + o.sizes.matrix[l].at, o.sizes.matrix[l].ld);
 }
 
+// Where the slice's part of [n, head] begins in a tensor [N, H, out, in].
+__device__ __forceinline__ int64_t matrix_offset(const OmegaTensor& t, const OmegaItem& item) {
+  return item.n * t.stride[0] + item.head * t.stride[1] + item.value_at * t.stride[2];
+}
+
 // Those of a float tensor's [n, head, out, in].
 __device__ __forceinline__ void set_memory(Memory& memory, const OmegaOptions& o,
                                            const OmegaTensor* tensors, const OmegaItem& item) {
   const int l = thread_id();
   if (l >= o.matrices) return;
   const OmegaTensor& t = tensors[l];
-  memory.matrix[l] = {static_cast<const float*>(t.data) + item.n * t.stride[0] +
-                          item.head * t.stride[1] + item.value_at * t.stride[2],
+  memory.matrix[l] = {static_cast<const float*>(t.data) + matrix_offset(t, item),
                       static_cast<int>(t.stride[3]), static_cast<int>(t.stride[2])};
 }
 

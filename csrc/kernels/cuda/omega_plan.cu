@@ -43,33 +43,77 @@ bool take(OmegaPass pass, OmegaArena& arena, const OmegaOptions& o) {
   return take_backward(work, grads, arena, o, true, block_threads_for(pass, o));
 }
 
-// Where (sequence, head) pairs leave multiprocessors idle, blocks share a linear memory's outputs,
-// at least 16 each: its columns never meet. They all make the scores of queries and keys.
-int slices_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int multiprocessors) {
-  constexpr int kLeast = 16;
+// Whether the state stays in shared memory of `most` floats.
+bool state_fits(OmegaPass pass, const OmegaOptions& o, int64_t most) {
+  OmegaArena arena{nullptr, nullptr, most};
+  return take(pass, arena, o);
+}
+
+// Floats that the backward's summands take for each token and head (OmegaBackward), if there are
+// several.
+int64_t summand_floats(const OmegaOptions& o, int slices, int chunks) {
+  const auto floats = [](int64_t count, int64_t width) { return count > 1 ? count * width : 0; };
+  return floats(slices, o.key + o.window + 3) + floats(slices * chunks, o.key) +
+         floats(chunks, o.value);
+}
+
+// More memory than that is not worth the time.
+constexpr int64_t kMostSummandFloats = (int64_t{1} << 30) / sizeof(float);
+
+// Blocks share a linear memory's outputs, a tile's columns each at least: its columns never meet.
+// They do where a few slices of a state fit in shared memory and the whole does not (with a
+// polynomial map its features would be made for each), and where (sequence, head) pairs leave
+// multiprocessors idle. Each block makes the scores of queries and keys.
+int slices_for(OmegaPass pass, const OmegaOptions& o, int64_t most, int64_t items,
+               int multiprocessors, int64_t rows) {
+  constexpr int kToFit = 4;
+  if (pass == OmegaPass::update || o.matrices > 1 || o.schedule.steps > 0) return 1;
+  const auto divides = [&](int slices) {
+    return o.value % slices == 0 && o.value / slices >= kTileColumns;
+  };
   int slices = 1;
-  if (pass != OmegaPass::forward || o.matrices > 1 || o.schedule.steps > 0) return slices;
-  while (items * slices < multiprocessors && o.value % (2 * slices) == 0 &&
-         o.value / (2 * slices) >= kLeast)
+  while (o.degree == 0 && slices < kToFit && divides(2 * slices) &&
+         !state_fits(pass, sized(o, slices), most))
+    slices *= 2;
+  if (!state_fits(pass, sized(o, slices), most)) slices = 1;
+  while (2 * slices * items <= multiprocessors && divides(2 * slices) &&
+         rows * summand_floats(o, 2 * slices, 1) <= kMostSummandFloats)
     slices *= 2;
   return slices;
+}
+
+// Blocks that share the chunks of one of `items`, slices of heads, in the backward. Gradients of
+// states need about two fifths of all products, chunk by chunk; the others, some of them made
+// twice, need not wait, so it pays where multiprocessors are idle. A window beyond a chunk would
+// meet more than two of them.
+int parts_for(OmegaPass pass, const OmegaOptions& o, int slices, int64_t items, int multiprocessors,
+              int64_t chunks, int64_t rows) {
+  if (pass != OmegaPass::backward || o.matrices > 1 || o.schedule.steps > 0) return 1;
+  if (multiprocessors < 2 * items || o.chunk_size < o.window - 1 ||
+      rows * summand_floats(o, slices, 2) > kMostSummandFloats)
+    return 1;
+  return static_cast<int>(std::clamp<int64_t>(chunks, 1, multiprocessors / items));
 }
 
 }  // namespace
 
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
-                          int64_t items, int capability, int multiprocessors, int limit) {
+                          int64_t items, int capability, int multiprocessors, int limit,
+                          int64_t chunks, int64_t rows) {
   if (limit < 0) limit = shared_kibibytes(capability) << 10;
-  const int slices = slices_for(pass, options, items, multiprocessors);
-  items *= slices;
-  const OmegaOptions o = sized(options, slices);
   constexpr int64_t kFloat = sizeof(float);
+  const int64_t most = (limit - kStaticBytes) / kFloat;
+  const int slices = slices_for(pass, options, most, items, multiprocessors, rows);
+  items *= slices;
+  const int parts = parts_for(pass, options, slices, items, multiprocessors, chunks, rows);
+  items *= parts;
+  const OmegaOptions o = sized(options, slices);
   OmegaArena all{nullptr, nullptr, std::numeric_limits<int64_t>::max()};
   take(pass, all, o);
-  const int64_t most = (limit - kStaticBytes) / kFloat;
   OmegaArena arena{nullptr, nullptr, std::min(all.shared_used, most)};
   OmegaPlan plan{};
   plan.slices = slices;
+  plan.parts = parts;
   plan.state_on_chip = take(pass, arena, o);
   plan.tensor_cores = capability >= 80 && (dtype != Dtype::f32 || allow_tf32);
   plan.threads = block_threads_for(pass, o);
@@ -82,10 +126,10 @@ OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dty
 }
 
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
-                          int64_t items) {
+                          int64_t items, int64_t chunks, int64_t rows) {
   const Device device = current_device();
   return omega_rule_plan(pass, options, dtype, allow_tf32, items, device.capability,
-                         device.multiprocessors, device.shared_bytes);
+                         device.multiprocessors, device.shared_bytes, chunks, rows);
 }
 
 }  // namespace atlas::kernels::cuda

@@ -95,6 +95,12 @@ struct OmegaForward {
   float *weights_checkpoints[kOmegaMatrices], *momentum_checkpoints[kOmegaMatrices];
 };
 
+// What a launch of the backward makes. Of a linear memory's dual form, where (sequence, head) pairs
+// leave multiprocessors idle, `states` walks through an item's chunks for the gradients of the
+// states alone and leaves those with which each chunk begins; with these at hand, `tokens` makes
+// all other gradients of different chunks at the same time.
+enum class OmegaStage : int { all, states, tokens };
+
 struct OmegaBackward {
   OmegaOptions options;
   OmegaInputs in;
@@ -110,7 +116,15 @@ struct OmegaBackward {
   OmegaResult grad_weights[kOmegaMatrices], grad_momentum[kOmegaMatrices],
       grad_chunk_weights[kOmegaMatrices];  // [N, H, out, in]
   OmegaResult grad_k_tail, grad_v_tail;
-  float* grad_scales;  // [N H, degree + 1], to be summed over the first dimension
+  float* grad_scales;  // [slices parts N H, degree + 1], to be summed over the first dimension
+  // With slices of V each has its own summand of what they share, one behind the other, so that
+  // grad_q has [slices, B, T, H, K]; likewise grad_k, grad_k_tail and the gates'. With parts those
+  // of keys, values and tails have as many again, behind the first ones, by the chunk after the
+  // token's.
+  OmegaStage stage;
+  int parts;  // blocks that share an item's chunks, part p taking every parts-th from p on; else 1
+  // The gradients of the states that chunks leave, [checkpoints, H, in, out]; null without parts.
+  float *weights_adjoints[kOmegaMatrices], *momentum_adjoints[kOmegaMatrices];
 };
 
 // One token for each of `rows` rows; row m works on slot slots[m] of the state, in place. `in` has
@@ -136,7 +150,8 @@ struct OmegaPlan {
   int threads;
   int64_t shared_bytes;   // of one block
   int64_t scratch_bytes;  // of one block
-  int slices;             // of V, where there are few sequences and heads
+  int slices;             // of V, each a block's
+  int parts;              // of an item's chunks in the backward; `blocks` counts those of all parts
   bool state_on_chip;     // the memory and its momentum (backward: their gradients; update: all
                           // buffers) stay in shared memory
 };
@@ -144,11 +159,14 @@ struct OmegaPlan {
 enum class OmegaPass : int { forward, backward, update };
 
 // On a device of this capability whose blocks may have `limit` bytes of shared memory (negative:
-// what the capability has); `items` (sequence, head) pairs, or rows and heads.
+// what the capability has); `items` (sequence, head) pairs of at most `chunks` chunks, or rows and
+// heads; `rows` = B T H of the backward's gradients.
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
-                          int64_t items, int capability, int multiprocessors, int limit = -1);
+                          int64_t items, int capability, int multiprocessors, int limit = -1,
+                          int64_t chunks = 1, int64_t rows = 0);
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
-                          int64_t items);  // on the current device
+                          int64_t items, int64_t chunks = 1,
+                          int64_t rows = 0);  // on the current device
 
 cudaError_t omega_rule(const OmegaForward& args, const OmegaPlan& plan, cudaStream_t stream);
 cudaError_t omega_rule_backward(const OmegaBackward& args, const OmegaPlan& plan,

@@ -18,7 +18,7 @@ __device__ __forceinline__ void load_matrix(float* state, const OmegaTensor& t,
                                             const OmegaOptions& o, const OmegaItem& item, int l,
                                             float factor = 1) {
   const OmegaMatrix& m = o.sizes.matrix[l];
-  const int64_t from = item.n * t.stride[0] + item.head * t.stride[1] + item.value_at * t.stride[2];
+  const int64_t from = matrix_offset(t, item);
   each(m.out, m.in, [&](int j, int i) {
     state[m.at + i * m.ld + j] =
         t.present ? factor * load_value(t, from + j * t.stride[2] + i * t.stride[3]) : 0.0f;
@@ -37,7 +37,7 @@ __device__ __forceinline__ void add_tensors(float* state, const OmegaTensor* ten
   for (int l = 0; l < o.matrices; ++l) {
     const OmegaMatrix& m = o.sizes.matrix[l];
     const OmegaTensor& t = tensors[l];
-    const int64_t from = item.n * t.stride[0] + item.head * t.stride[1];
+    const int64_t from = matrix_offset(t, item);
     each(m.out, m.in, [&](int j, int i) {
       state[m.at + i * m.ld + j] += load_value(t, from + j * t.stride[2] + i * t.stride[3]);
     });
@@ -49,7 +49,7 @@ __device__ __forceinline__ void store_grad(const OmegaResult& result, const floa
                                            const OmegaOptions& o, const OmegaItem& item, int l) {
   if (result.data == nullptr) return;
   const OmegaMatrix& m = o.sizes.matrix[l];
-  const int64_t to = (item.n * o.heads + item.head) * m.in * m.out;
+  const int64_t to = ((item.n * o.heads + item.head) * all_outputs(o, l) + item.value_at) * m.in;
   each(m.out, m.in, [&](int j, int i) {
     store_value(result.data, result.dtype, to + j * m.in + i, state[m.at + i * m.ld + j]);
   });
@@ -97,13 +97,31 @@ __device__ __forceinline__ void save_checkpoint(float* const* checkpoints, const
   for (int l = 0; l < o.matrices; ++l) save_matrix(checkpoints[l], state, o, item, index, l);
 }
 
+// A state from its checkpoint. Barrier by the caller.
+__device__ __forceinline__ void load_checkpoint(float* state, const float* const* checkpoints,
+                                                const OmegaOptions& o, const OmegaItem& item,
+                                                int64_t index) {
+  for (int l = 0; l < o.matrices; ++l) {
+    const OmegaMatrix& m = o.sizes.matrix[l];
+    const int width = all_outputs(o, l);
+    const float* const from =
+        checkpoints[l] + (index * o.heads + item.head) * m.in * width + item.value_at;
+    each(m.in, m.out, [&](int i, int j) {
+      state[m.at + i * m.ld + j] = from[static_cast<int64_t>(i) * width + j];
+    });
+  }
+}
+
 // A checkpoint where it lies; a thread for each matrix. Barrier by the caller.
 __device__ __forceinline__ void set_checkpoint(Memory& memory, const float* const* checkpoints,
-                                               const OmegaOptions& o, int64_t index, int head) {
+                                               const OmegaOptions& o, const OmegaItem& item,
+                                               int64_t index) {
   const int l = thread_id();
   if (l >= o.matrices) return;
-  const OmegaMatrix& m = o.sizes.matrix[l];
-  memory.matrix[l] = plain(checkpoints[l] + (index * o.heads + head) * m.in * m.out, m.out);
+  const int width = all_outputs(o, l);
+  memory.matrix[l] = plain(
+      checkpoints[l] + (index * o.heads + item.head) * o.sizes.matrix[l].in * width + item.value_at,
+      width);
 }
 
 // Columns [from, from + width) of `whole` of the final tail: the last W-1 tokens, from this call or

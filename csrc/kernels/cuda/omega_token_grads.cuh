@@ -1,5 +1,6 @@
 #pragma once
-// Where the backward passes write the gradients of a chunk's own tokens and gates.
+// Where the backward passes write the gradients of a chunk's own tokens and gates. What several
+// blocks contribute to has a tensor for each summand, one behind the other.
 #include "kernels/cuda/omega_chunk.cuh"
 #include "kernels/cuda/omega_grads.cuh"
 
@@ -11,13 +12,20 @@ __device__ __forceinline__ int64_t first_row(const OmegaWork& w, const OmegaOpti
   return (w.item.batch * in.tokens + w.item.begin + w.chunk.first) * o.heads + w.item.head;
 }
 
-// `args` has the results. g.pair holds the gradient of Gamma.
+// The same in a summand's.
+__device__ __forceinline__ int64_t first_row(const OmegaWork& w, const OmegaOptions& o,
+                                             const OmegaInputs& in, int summand) {
+  const int64_t batches = in.cu_seqlens != nullptr ? 1 : in.sequences;
+  return summand * batches * in.tokens * o.heads + first_row(w, o, in);
+}
+
+// `args` has the results, the slice's summands. g.pair holds the gradient of Gamma.
 template <class Args>
 __device__ __forceinline__ void store_gates(const OmegaWork& w, const OmegaGrads& g,
                                             const OmegaOptions& o, const OmegaInputs& in,
                                             const Args& args) {
   const OmegaChunk& c = w.chunk;
-  const int64_t row = first_row(w, o, in);
+  const int64_t row = first_row(w, o, in, w.item.slice);
   each(c.tokens, [&](int t) {
     const int64_t at = row + static_cast<int64_t>(t) * o.heads;
     if (args.grad_eta.data != nullptr)
@@ -36,14 +44,23 @@ __device__ __forceinline__ void store_gates(const OmegaWork& w, const OmegaGrads
   });
 }
 
-// result [B, T, H, width]'s tokens of this chunk = rows [tokens, ld].
-__device__ __forceinline__ void store_tokens(const OmegaResult& result, const float* rows, int ld,
-                                             int width, const OmegaWork& w, const OmegaOptions& o,
-                                             const OmegaInputs& in) {
+// Columns of a tensor that has `whole` of them.
+struct Columns {
+  int from, width, whole;
+};
+
+// A summand of result [B, T, H, whole], tokens [first, last) of this chunk, = rows [., ld], of
+// which row 0 is the chunk's first token.
+__device__ __forceinline__ void store_tokens(const OmegaResult& result, int summand,
+                                             const Columns& columns, const float* rows, int ld,
+                                             int first, int last, const OmegaWork& w,
+                                             const OmegaOptions& o, const OmegaInputs& in) {
   if (result.data == nullptr) return;
-  const int64_t row = first_row(w, o, in);
-  each(w.chunk.tokens, width, [&](int t, int j) {
-    store_value(result.data, result.dtype, (row + static_cast<int64_t>(t) * o.heads) * width + j,
+  const int64_t row = first_row(w, o, in, summand);
+  each(last - first, columns.width, [&](int i, int j) {
+    const int t = first + i;
+    store_value(result.data, result.dtype,
+                (row + static_cast<int64_t>(t) * o.heads) * columns.whole + columns.from + j,
                 rows[t * ld + j]);
   });
 }

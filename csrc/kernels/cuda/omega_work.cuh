@@ -83,7 +83,7 @@ struct OmegaLift {
 struct OmegaItem {
   int64_t n, batch, begin, length, position, checkpoint, checkpoint_end;
   int head;
-  int value_at;  // the first output of this block's slice
+  int slice, value_at;  // of V, and its first output
 };
 
 // Tokens [first, first + tokens) of the item; rows i < rows() of the window are the `overhang`
