@@ -39,6 +39,7 @@ def update_inputs(
     *,
     memory: str = "linear",
     rows: int | None = None,
+    H: int = 2,
     K: int = 4,
     V: int = 4,
     W: int = 3,
@@ -48,7 +49,7 @@ def update_inputs(
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    sizes: dict[str, Any] = {"H": 2, "K": K, "V": V, "W": W}
+    sizes: dict[str, Any] = {"H": H, "K": K, "V": V, "W": W}
     lead = (len(positions) if rows is None else rows,)
     inputs = omega_tensors(generator, lead, **sizes, theta=theta, scales=degree)
     D = poly_feature_dim(K, degree) if degree else K
@@ -134,6 +135,31 @@ def test_rows_without_a_slot_touch_nothing(memory: str, wide: bool) -> None:
         assert torch.equal(actual[name][untouched], tensor[untouched]), name
 
 
+@pytest.mark.parametrize(
+    ("sizes", "blocks"),
+    [({}, 24), ({"K": 130, "V": 130, "W": 64}, 5)],
+    ids=["a_block_each", "blocks_take_turns"],
+)
+def test_one_launch_counts_the_token_once(sizes: dict[str, int], blocks: int) -> None:
+    """In every order of blocks and heads; from 2**60 on one block takes the heads of a row."""
+    positions = (0, 5, 2**60 - 1, 2**60, 2**62 - 2, 64, 2**62 - 1, -(2**63))
+    good = 6  # of 2**62 - 1 there is no next one, and a negative one is none
+    inputs = update_inputs((*positions[:-1], -1), H=3, **sizes)
+    inputs["state"].position[-1] = positions[-1]
+    wanted = run_reference(map_tensors(lambda _, t: t[:good], inputs), chunk_size=64)
+    for order, seed in (("forward", 0), ("reverse", 0), ("random", 1), ("random", 2)):
+        with emulated(order=order, seed=seed) as backend:
+            backend.set_device(75, multiprocessors=5)
+            backend.reset_counters()
+            actual = run(inputs, chunk_size=64)
+            assert backend.counters()["launches"] == 1
+            assert backend.counters()["blocks"] == blocks
+        counted = actual["state.position"].tolist()
+        assert counted == [*(p + 1 for p in positions[:good]), *positions[good:]]
+        assert actual["o"][good:].isnan().all()
+        check({name: tensor[:good] for name, tensor in actual.items()}, wanted)
+
+
 @pytest.mark.parametrize("precision", ["highest", "high"])
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("case", cases("omega_rule_update"), ids=lambda case: case.name)
@@ -198,6 +224,8 @@ def test_bad_arguments_and_float64_are_refused() -> None:
     with emulated():
         with pytest.raises(RuntimeError, match=r"_update: q: wanted float32, .* float64"):
             omega_rule_update(**wide)
+        with pytest.raises(RuntimeError, match="q: wanted H >= 1 on CUDA, got 0"):
+            omega_rule_update(**update_inputs((2, 3), H=0))
         with pytest.raises(RuntimeError, match="state_indices: wanted int32 or int64"):
             omega_rule_update(**inputs, state_indices=torch.zeros(2))
         state = inputs["state"]

@@ -53,7 +53,7 @@ Tensor omega_rule_update_cuda(const Tensor& q, const Tensor& k,
   args.in.tokens = 1;
   args.position = static_cast<int64_t*>(cuda.update(position, "position"));
   args.position_stride = position.stride(0);
-  args.capacity = std::numeric_limits<int64_t>::max();
+  args.capacity = cuda_kernels::kReading - 1;
   if (state_indices) {
     held.push_back(torch::stable::contiguous(*state_indices));
     args.slots = cuda.read(held.back(), "state_indices");

@@ -103,10 +103,10 @@ cudaError_t exp_omega_rule_update(const ExpOmegaUpdate& given, const ExpOmegaUpd
   args.partial = scratch;
   args.partial_ld = partial_floats(args.walk);
   float* const space = scratch + plan.partial_floats;
-  cudaError_t status = launch_half<exp_omega_walk_kernel>(args, plan.walk, space, stream);
-  if (status == cudaSuccess)
-    status = launch_half<exp_omega_finish_kernel>(args, plan.finish, space, stream);
-  return status == cudaSuccess ? advance_positions(args.omega, stream) : status;
+  const cudaError_t status = launch_half<exp_omega_walk_kernel>(args, plan.walk, space, stream);
+  return status == cudaSuccess
+             ? launch_half<exp_omega_finish_kernel>(args, plan.finish, space, stream)
+             : status;
 }
 
 }  // namespace atlas::kernels::cuda

@@ -3,8 +3,8 @@
 // (docs/math/exp_omega_rule.md, sections 2 to 4: a chunk of one token). Two launches: blocks walk
 // over the past of every sequence and head (exp_omega_walk.cuh); then one block for each makes the
 // error signals from their sums, reads, and writes the window's rows, the matrices and the tails.
-// Of the matrices W2 moves as in omega_update.cuh, the raw-input maps only decay. All arithmetic is
-// float. Positions are advanced by a third launch.
+// Of the matrices W2 moves as in omega_update.cuh, the raw-input maps only decay, and the last head
+// of a sequence to read its position counts the token in it. All arithmetic is float.
 #include "kernels/cuda/exp_omega_walk.cuh"
 
 namespace atlas::kernels::cuda {
@@ -233,10 +233,12 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads)
       finishes[0].partial = args.partial + index * args.parts * args.partial_ld;
     }
     __syncthreads();
-    if (steps[0].valid)
-      finish_item(finishes[0], work[0], steps[0], args);
-    else
-      write_nan(args.omega, index);
+    if (!steps[0].valid) {
+      write_nan(args.omega, work[0].item);
+      continue;
+    }
+    count_token(args.omega, work[0].item);
+    finish_item(finishes[0], work[0], steps[0], args);
   }
 }
 

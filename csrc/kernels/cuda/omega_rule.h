@@ -127,6 +127,9 @@ struct OmegaBackward {
   float *weights_adjoints[kOmegaMatrices], *momentum_adjoints[kOmegaMatrices];
 };
 
+// Set in a position while the heads of its row read it, who count themselves in the bits below.
+constexpr int64_t kReading = int64_t{1} << 62;
+
 // One token for each of `rows` rows; row m works on slot slots[m] of the state, in place. `in` has
 // the tokens as T = 1, B = M, and the state, which is written, too: weights, momentum (absent: none
 // wanted), chunk_weights, and the tails.
@@ -136,7 +139,7 @@ struct OmegaUpdate {
   OmegaSpace space;
   int64_t* position;  // [N], written, too
   int64_t position_stride;
-  int64_t capacity;   // positions that the state has room for
+  int64_t capacity;   // positions that the state has room for, less than kReading
   const void* slots;  // [M] or null: in order
   bool wide_slots;    // int64, else int32
   OmegaResult o;      // [M, H, V]
@@ -172,7 +175,5 @@ cudaError_t omega_rule(const OmegaForward& args, const OmegaPlan& plan, cudaStre
 cudaError_t omega_rule_backward(const OmegaBackward& args, const OmegaPlan& plan,
                                 cudaStream_t stream);
 cudaError_t omega_rule_update(const OmegaUpdate& args, const OmegaPlan& plan, cudaStream_t stream);
-// Counts the token in the positions of its rows.
-cudaError_t advance_positions(const OmegaUpdate& args, cudaStream_t stream);
 
 }  // namespace atlas::kernels::cuda

@@ -6,7 +6,9 @@
 // matrix, its lanes neighbouring columns; the rank-W gradient is made on the way from the window's
 // d_i and inputs in shared memory, and the read M_t phi(q) is summed in the same pass. All
 // arithmetic is float, Newton-Schulz alone multiplies in kArithmetic. The block writes its rows of
-// o, of the state's matrices and tails; positions are advanced by a launch that follows.
+// o, of the state's matrices and tails. The last of a row's heads to read the position counts the
+// token in it; until then the position says how many have read it, so nobody waits for another
+// block, and nothing is left behind.
 #include "kernels/cuda/omega_memory.cuh"
 #include "kernels/cuda/omega_newton_schulz.cuh"
 
@@ -20,6 +22,9 @@ struct OmegaStep {
   bool valid;   // false: the row's slot or position is none, nothing is touched
   bool writes;  // the memory moves by O_t; else it decays only
   bool closes;  // the chunk: M_ref = M_t
+  // Where a position leaves no room to count heads, the first one's block takes the whole row:
+  bool elsewhere;  // it is another one
+  int taken;       // it is this one: heads it has taken so far, 0 after the last
 };
 
 // What a pass over a matrix does.
@@ -41,27 +46,51 @@ __device__ __forceinline__ int64_t slot_of(const OmegaUpdate& args, int64_t row)
                          : static_cast<const int32_t*>(args.slots)[row];
 }
 
-// Where the row's position stands; null if its slot is none or the state has no such position.
-__device__ __forceinline__ int64_t* position_of(const OmegaUpdate& args, int64_t slot) {
-  if (slot < 0 || slot >= args.in.sequences) return nullptr;
-  int64_t* const at = args.position + slot * args.position_stride;
-  return *at < 0 || *at >= args.capacity ? nullptr : at;
+// Those that leave room for a count of heads below kReading.
+__device__ __forceinline__ int position_bits(int heads) { return 30 + __clz(heads); }
+
+// The slot's position before this token; negative if the slot is none.
+__device__ __forceinline__ int64_t position_of(const OmegaUpdate& args, int64_t slot) {
+  if (slot < 0 || slot >= args.in.sequences) return -1;
+  const int64_t found = atomic_load(args.position + slot * args.position_stride);
+  if (found < kReading) return found;
+  return found & ((int64_t{1} << position_bits(args.options.heads)) - 1);
 }
 
-// One thread fills in what the block works on; barrier by the caller.
+// By every head when it has read a valid position: the last one counts the token. A thread does it
+// while the others go on.
+__device__ __forceinline__ void count_token(const OmegaUpdate& args, const OmegaItem& item) {
+  if (thread_id() + 1 != block_threads()) return;
+  const int heads = args.options.heads, bits = position_bits(heads);
+  const int64_t one = int64_t{1} << bits;  // head
+  int64_t* const at = args.position + item.n * args.position_stride;
+  if (item.position >= one) {  // far: one block reads for all heads, in order
+    if (item.head == heads - 1) atomic_add(at, 1);
+    return;
+  }
+  atomic_or(at, kReading);
+  const int64_t read = ((atomic_add(at, one) - kReading) >> bits) + 1;
+  if (read == heads) atomic_add(at, 1 - heads * one - kReading);
+}
+
+// One thread fills in what the block works on, `taken` heads behind `index`; barrier by the caller.
 __device__ ATLAS_SHARED_CODE inline void begin_step(OmegaWork& w, OmegaStep& step,
-                                                    const OmegaUpdate& args, int64_t index) {
+                                                    const OmegaUpdate& args, int64_t index,
+                                                    int taken = 0) {
   const OmegaOptions& o = args.options;
+  index += taken;
   OmegaItem& item = w.item;
   item = OmegaItem();
   item.batch = index / o.heads;
   item.head = static_cast<int>(index - item.batch * o.heads);
   item.n = slot_of(args, item.batch);
   item.length = 1;
-  const int64_t* const position = position_of(args, item.n);
-  step.valid = position != nullptr;
+  item.position = position_of(args, item.n);
+  step.valid = item.position >= 0 && item.position < args.capacity;
+  const bool far = item.position >> position_bits(o.heads) > 0;
+  step.elsewhere = far && item.head != taken;
+  step.taken = far && item.head == taken && taken + 1 < o.heads ? taken + 1 : 0;
   if (!step.valid) return;
-  item.position = *position;
   w.chunk = chunk_of(o, item, 0, 1);
   w.q = w.k + w.chunk.rows() * o.sizes.kp;
   step.writes = o.schedule.steps == 0 || (item.position + 1) % o.ns_every == 0;
@@ -75,8 +104,8 @@ __device__ ATLAS_SHARED_CODE inline void begin_step(OmegaWork& w, OmegaStep& ste
 }
 
 // The output of a row whose slot or position is none.
-__device__ __forceinline__ void write_nan(const OmegaUpdate& args, int64_t index) {
-  const int64_t at = index * args.options.value;
+__device__ __forceinline__ void write_nan(const OmegaUpdate& args, const OmegaItem& item) {
+  const int64_t at = (item.batch * args.options.heads + item.head) * args.options.value;
   const float nan = bits_to_float(0x7fc00000u);
   each(args.options.value, [&](int j) { store_value(args.o.data, args.o.dtype, at + j, nan); });
 }
@@ -360,25 +389,31 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, kMuon ? 1 : 0)
   DYNAMIC_SHARED(float, shared);
   SHARED_ARRAY(OmegaWork, work, 1);
   SHARED_ARRAY(OmegaStep, steps, 1);
+  SHARED_ARRAY(int64_t, index, 1);  // of the row and head; registers are scarce
   const OmegaOptions& o = args.options;
   if (thread_id() == 0) {
     OmegaArena arena = block_arena(shared, args.space);
     take_update(work[0], arena, o);
+    steps[0].taken = 0;
+    index[0] = blockIdx.x;
   }
   __syncthreads();
   OmegaWork& w = work[0];
   begin_lift(w, o);
   pad_signals(w, o);
-  const int64_t items = args.rows * o.heads;
-  for (int64_t index = blockIdx.x; index < items; index += gridDim.x) {
+  for (;;) {
     __syncthreads();
-    if (thread_id() == 0) begin_step(w, steps[0], args, index);
+    if (index[0] >= args.rows * o.heads) break;
+    if (thread_id() == 0) begin_step(w, steps[0], args, index[0], steps[0].taken);
     __syncthreads();
-    if (steps[0].valid) {
-      update_item<kArithmetic, kMuon>(w, steps[0], args);
+    if (thread_id() == 0 && steps[0].taken == 0) index[0] += gridDim.x;
+    if (steps[0].elsewhere) continue;
+    if (!steps[0].valid) {
+      write_nan(args, w.item);
       continue;
     }
-    write_nan(args, index);
+    count_token(args, w.item);
+    update_item<kArithmetic, kMuon>(w, steps[0], args);
   }
 }
 

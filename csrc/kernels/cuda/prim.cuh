@@ -109,6 +109,26 @@ __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ float logarithm(float x) { return logf(x); }
 __device__ __forceinline__ float error_function(float x) { return erff(x); }
 
+// ---- a number that blocks share; nothing else is put in order
+
+__device__ __forceinline__ int64_t atomic_load(const int64_t* address) {
+  int64_t value;
+  asm volatile("ld.relaxed.gpu.s64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+  return value;
+}
+
+// What was there before.
+__device__ __forceinline__ int64_t atomic_add(int64_t* address, int64_t value) {
+  using Bits = unsigned long long;
+  return static_cast<int64_t>(
+      atomicAdd(reinterpret_cast<Bits*>(address), static_cast<Bits>(value)));
+}
+
+__device__ __forceinline__ void atomic_or(int64_t* address, int64_t bits) {
+  using Bits = unsigned long long;
+  atomicOr(reinterpret_cast<Bits*>(address), static_cast<Bits>(bits));
+}
+
 // ---- asynchronous copies from global to shared memory (sm_80 and up)
 
 // 16 bytes; both pointers are 16-byte aligned. Without `valid` the destination is zeroed and the

@@ -82,6 +82,21 @@ inline float exponential(float x) { return expf(x); }
 inline float logarithm(float x) { return logf(x); }
 inline float error_function(float x) { return erff(x); }
 
+// ---- a number that blocks share; nothing else is put in order
+
+inline int64_t atomic_load(const int64_t* address) {
+  return __atomic_load_n(address, __ATOMIC_RELAXED);
+}
+
+// What was there before.
+inline int64_t atomic_add(int64_t* address, int64_t value) {
+  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+
+inline void atomic_or(int64_t* address, int64_t bits) {
+  __atomic_fetch_or(address, bits, __ATOMIC_RELAXED);
+}
+
 // ---- asynchronous copies from global to shared memory
 
 inline void cp_async16(void* shared, const void* global, bool valid = true,
