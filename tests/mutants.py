@@ -123,7 +123,7 @@ FAULTS = [
     Fault("token counted before all heads have read", UPDATE, "omega_update.cuh",
           "if (read == heads)", "if (read == heads - 1)"),
     Fault("late heads see the count of the others", UPDATE, "omega_update.cuh",
-          "if (found < kReading) return found;", "return found;"),
+          "if (found >= kReading) return found & most;", "if (found >= kReading) return found;"),
     Fault("exp: overhang dropped", EXP_FORWARD, "omega_chunk.cuh",
           "static_cast<int>(smaller(o.window - 1, c.position))", "0"),
     Fault("exp: read before write", EXP_FORWARD, "exp_omega_chunk.cuh",

@@ -22,9 +22,6 @@ struct OmegaStep {
   bool valid;   // false: the row's slot or position is none, nothing is touched
   bool writes;  // the memory moves by O_t; else it decays only
   bool closes;  // the chunk: M_ref = M_t
-  // Where a position leaves no room to count heads, the first one's block takes the whole row:
-  bool elsewhere;  // it is another one
-  int taken;       // it is this one: heads it has taken so far, 0 after the last
 };
 
 // What a pass over a matrix does.
@@ -46,15 +43,17 @@ __device__ __forceinline__ int64_t slot_of(const OmegaUpdate& args, int64_t row)
                          : static_cast<const int32_t*>(args.slots)[row];
 }
 
-// Those that leave room for a count of heads below kReading.
+// Of positions: what is left of a word beside kReading, the sign, and a count of heads.
 __device__ __forceinline__ int position_bits(int heads) { return 30 + __clz(heads); }
 
-// The slot's position before this token; negative if the slot is none.
+// The slot's position before this token; negative if the slot is none or the position has too many
+// bits.
 __device__ __forceinline__ int64_t position_of(const OmegaUpdate& args, int64_t slot) {
   if (slot < 0 || slot >= args.in.sequences) return -1;
-  const int64_t found = atomic_load(args.position + slot * args.position_stride);
-  if (found < kReading) return found;
-  return found & ((int64_t{1} << position_bits(args.options.heads)) - 1);
+  const int64_t found = atomic_load(args.position + slot * args.position_stride),
+                most = (int64_t{1} << position_bits(args.options.heads)) - 1;
+  if (found >= kReading) return found & most;
+  return found < most ? found : -1;
 }
 
 // By every head when it has read a valid position: the last one counts the token. A thread does it
@@ -64,21 +63,15 @@ __device__ __forceinline__ void count_token(const OmegaUpdate& args, const Omega
   const int heads = args.options.heads, bits = position_bits(heads);
   const int64_t one = int64_t{1} << bits;  // head
   int64_t* const at = args.position + item.n * args.position_stride;
-  if (item.position >= one) {  // far: one block reads for all heads, in order
-    if (item.head == heads - 1) atomic_add(at, 1);
-    return;
-  }
   atomic_or(at, kReading);
   const int64_t read = ((atomic_add(at, one) - kReading) >> bits) + 1;
   if (read == heads) atomic_add(at, 1 - heads * one - kReading);
 }
 
-// One thread fills in what the block works on, `taken` heads behind `index`; barrier by the caller.
+// One thread fills in what the block works on; barrier by the caller.
 __device__ ATLAS_SHARED_CODE inline void begin_step(OmegaWork& w, OmegaStep& step,
-                                                    const OmegaUpdate& args, int64_t index,
-                                                    int taken = 0) {
+                                                    const OmegaUpdate& args, int64_t index) {
   const OmegaOptions& o = args.options;
-  index += taken;
   OmegaItem& item = w.item;
   item = OmegaItem();
   item.batch = index / o.heads;
@@ -87,9 +80,6 @@ __device__ ATLAS_SHARED_CODE inline void begin_step(OmegaWork& w, OmegaStep& ste
   item.length = 1;
   item.position = position_of(args, item.n);
   step.valid = item.position >= 0 && item.position < args.capacity;
-  const bool far = item.position >> position_bits(o.heads) > 0;
-  step.elsewhere = far && item.head != taken;
-  step.taken = far && item.head == taken && taken + 1 < o.heads ? taken + 1 : 0;
   if (!step.valid) return;
   w.chunk = chunk_of(o, item, 0, 1);
   w.q = w.k + w.chunk.rows() * o.sizes.kp;
@@ -394,7 +384,6 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, kMuon ? 1 : 0)
   if (thread_id() == 0) {
     OmegaArena arena = block_arena(shared, args.space);
     take_update(work[0], arena, o);
-    steps[0].taken = 0;
     index[0] = blockIdx.x;
   }
   __syncthreads();
@@ -404,10 +393,9 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, kMuon ? 1 : 0)
   for (;;) {
     __syncthreads();
     if (index[0] >= args.rows * o.heads) break;
-    if (thread_id() == 0) begin_step(w, steps[0], args, index[0], steps[0].taken);
+    if (thread_id() == 0) begin_step(w, steps[0], args, index[0]);
     __syncthreads();
-    if (thread_id() == 0 && steps[0].taken == 0) index[0] += gridDim.x;
-    if (steps[0].elsewhere) continue;
+    if (thread_id() == 0) index[0] += gridDim.x;
     if (!steps[0].valid) {
       write_nan(args, w.item);
       continue;
