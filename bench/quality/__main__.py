@@ -33,7 +33,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     shared.add_argument("--threads", type=int, default=1)
     shared.add_argument("--out", type=Path, help="folder of the JSON files")
     search = commands.add_parser("rates", parents=[shared], help="search for learning rates")
-    search.add_argument("tasks", nargs="*", default=[*rates.STEPS], metavar="TASK")
+    search.add_argument("tasks", nargs="+", choices=rates.STEPS, metavar="TASK")
     run = commands.add_parser("run", parents=[shared], help="train models on tasks")
     names = (*TASKS, *EXPERIMENTS)
     run.add_argument("tasks", nargs="+", choices=names, metavar="TASK", help=", ".join(names))
