@@ -12,8 +12,8 @@ from searched_task import assert_search_finds_labels
 from torch import Tensor
 
 from bench.quality import __main__ as program
-from bench.quality import calibration, models, training
-from bench.quality.tasks import IGNORED, TASKS
+from bench.quality import calibration, models, rates, training
+from bench.quality.tasks import IGNORED, LONG, TASKS
 from bench.quality.tasks.mad_memory import Memorisation, SelectiveCopying
 from bench.quality.tasks.mad_recall import FuzzyRecall, InContextRecall
 from bench.quality.tasks.mqar import MQAR
@@ -57,7 +57,8 @@ def solve(task, row: list[int], t: int) -> int | None:
     if isinstance(task, Memorisation):
         odd = t % 2 == 1
         return int(task.dictionary()[row[t - 1]]) if odd else None
-    return row[row[t] - task.data] if row[t] >= task.data else None  # Compression
+    # Compression
+    return row[row[t] - task.data] if task.data <= row[t] < task.vocab_size - 1 else None
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -76,6 +77,15 @@ def test_parts_of_a_task_have_one_number_of_pairs() -> None:
         _, labels = part.batch(torch.Generator().manual_seed(0), 8)
         assert (labels[:, : TASKS["mqar"].asked_from] == IGNORED).all()
         assert ((labels != IGNORED).sum(dim=1) == pairs).all()
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_parts_of_a_task_have_one_length(name: str) -> None:
+    task = TASKS[name]
+    assert task.length in task.lengths
+    for length, (part, kind) in zip(task.lengths, task.parts().items(), strict=True):
+        tokens, _ = kind.batch(torch.Generator().manual_seed(0), 2)
+        assert part == f"{length} tokens" and tokens.shape == (2, length)
 
 
 def test_a_batch_follows_from_its_generator() -> None:
@@ -206,6 +216,46 @@ def test_training_learns_and_stops_when_it_has() -> None:
     result = training.train(model, task, lr=1e-2, seed=0)
     assert result["accuracy"] > 0.99 and result["steps"] < 400
     assert [step for step, *_ in result["curve"]] == list(range(20, result["steps"] + 1, 20))
+
+
+def test_the_best_rate() -> None:
+    def score(steps: int, loss: float | None) -> dict:
+        return {"steps": steps, "loss": loss}
+
+    scores = {"0.002": score(100, 0.5), "0.004": score(100, 0.4), "0.008": score(100, None)}
+    assert rates.best(scores) == 4e-3
+    scores["0.016"] = score(60, 0.41)  # solved, and stopped
+    assert rates.best(scores) == 1.6e-2
+    assert rates.best({rate: score(100, None) for rate in ("0.008", "0.004")}) == 4e-3
+
+
+def test_the_next_rate_is_a_neighbour_of_the_best() -> None:
+    losses = {1e-3: 3.0, 2e-3: 0.5, 4e-3: 1.0, 8e-3: 2.0}
+    scores: dict[str, dict] = {}
+    tried = []
+    while (rate := rates.untried(scores)) is not None:
+        tried.append(rate)
+        scores[f"{rate:g}"] = {"steps": 9, "loss": losses[rate]}
+    assert tried == [4e-3, 2e-3, 1e-3]
+    assert rates.untried({"0.001": {"steps": 9, "loss": None}}) == 2e-3
+
+
+def test_models_are_trained_at_the_rate_that_was_searched(tmp_path: Path, threads: None) -> None:
+    shared = ["--quick", "--models", "swa", "--out", str(tmp_path)]
+    known = {"accuracy": 0.0, "loss": 99.0, "steps": 20, "seconds": 0.0}
+    table = {"mqar": {"swa": {"0.004": known}}, rates.MAIN: {"swa": {"0.5": known}}}
+    training.write(tmp_path / rates.FILE, {"tasks": table})
+    assert program.main(["rates", "mqar", *shared]) == 0
+    found = rates.load(tmp_path)
+    scores = found["tasks"]["mqar"]["swa"]
+    assert rates.untried(scores) is None and found["seed"] == rates.SEED
+    assert scores["0.004"] == known and {"0.001", "0.002"} < {*scores}
+    assert program.main(["run", "mqar", "memorisation", *shared, "--seeds", "1"]) == 0
+    used = [
+        training.read(tmp_path / name / "swa-0.json")["lr"] for name in ("mqar", "memorisation")
+    ]
+    assert used == [rates.best(scores), 0.5] and used[0] != 4e-3
+    assert rates.chosen(tmp_path, "mqar", "delta") == training.LEARNING_RATE
 
 
 def test_a_finished_run_is_kept(tmp_path: Path, threads: None) -> None:

@@ -10,7 +10,7 @@ import torch
 
 import atlas_ext.reference as reference
 from bench.quality import __main__ as program
-from bench.quality import capacity, claims, learnability, online, report, tables
+from bench.quality import capacity, claims, learnability, online, rates, report, tables, training
 
 
 @pytest.mark.parametrize("degree", capacity.DEGREES)
@@ -133,8 +133,26 @@ def test_models_are_compared_in_the_mean_over_tasks() -> None:
         "a, b: new 80.0 ± 0.0 %, old 30.0 ± 0.0 %",
         "agrees",
     )
+    for runs_of in results["a"].values():
+        for run in runs_of:
+            run["parts"] = {"64 tokens": run["accuracy"] / 10}
+    text, _ = claims.compare(results, ["a"], "new", "old", "64 tokens")
+    assert text == "a, 64 tokens: new 6.0 ± 4.4 %, old 5.0 ± 0.0 %"
     assert claims.compare(results, ["a", "c"], "new", "old") is None
     assert claims.compare(results, [], "new", "old") is None
+
+
+def test_what_is_kept_as_texts_grow() -> None:
+    def runs(near: float, far: float) -> list[dict]:
+        parts = {"64 tokens": near, "128 tokens": 0.0, "256 tokens": far}
+        return [{"parts": parts, "loss": 0.1}] * 2
+
+    results = {"a": {"good": runs(1.0, 0.95), "bad": runs(0.9, 0.5), "none": runs(0.2, 0.2)}}
+    text = "a: good 100.0 ± 0.0 % at 64 tokens, 95.0 ± 0.0 % at 256 tokens"
+    assert claims.keeps(results, "a", "good") == (text, "agrees")
+    words = [claims.keeps(results, "a", name)[1] for name in ("bad", "none")]
+    assert words == ["disagrees", "not learned"]
+    assert claims.keeps(results, "b", "good") is None
 
 
 def test_settings_are_compared_like_with_like() -> None:
@@ -175,18 +193,33 @@ def test_the_page_is_made_from_the_committed_results() -> None:
     assert report.fill(page, parts) == page
 
 
+def test_committed_results_have_the_rates_that_were_searched() -> None:
+    folder = Path(report.__file__).parent / "results"
+    for task, by_model in report.load(folder).items():
+        for name, runs in by_model.items():
+            assert {run["lr"] for run in runs} == {rates.chosen(folder, task, name)}, (task, name)
+            assert rates.SEED not in {run["seed"] for run in runs}
+
+
 def test_a_report_from_runs(tmp_path: Path, threads: None) -> None:
     results, docs = tmp_path / "results", tmp_path / "docs"
     docs.mkdir()
-    names = ("claims", "environment", "mqar", "mad", "capacity", "learnability")
+    names = (
+        "claims", "environment", "rates", "mqar", "mad", "long", "capacity", "learnability",
+    )  # fmt: skip
     text = "".join(f"<!-- begin {name} -->\n<!-- end {name} -->\n" for name in names)
     (docs / "results.md").write_text(text)
     models = ["--models", "swa", "delta", "--seeds", "2", "--quick", "--out", str(results)]
     assert program.main(["run", "capacity", "learnability", "--quick", "--out", str(results)]) == 0
-    assert program.main(["run", "mqar", "memorisation", *models]) == 0
+    assert program.main(["run", "mqar", "memorisation", "needle-passkey", *models]) == 0
+    scores = {f"{rate:g}": {"accuracy": rate, "loss": -rate, "steps": 1} for rate in (0.4, 0.8)}
+    training.write(results / rates.FILE, {"tasks": {"mqar": {"swa": scores}}})
     assert program.main(["report", "--results", str(results), "--docs", str(docs)]) == 0
     page = (docs / "results.md").read_text()
-    for words in ("| delta | ", "agrees |", "1 pairs", "| memorisation | mean |", "166", "Muon"):
+    for words in (
+        "| delta | ", "agrees |", "1 pairs", "| memorisation | mean |", "166", "Muon",
+        "`needle-passkey`:", "| 128 tokens |", "| mqar | swa | 40.0 | **80.0** |",
+    ):  # fmt: skip
         assert words in page, words
-    for name in ("mqar", "capacity", "learnability"):
+    for name in ("mqar", "mad", "long", "capacity", "learnability"):
         assert (docs / "images" / f"quality_{name}.png").stat().st_size > 0

@@ -1,19 +1,21 @@
 """The paper's claims at the scale of a laptop.
 
-`run TASK...` trains models on tasks, or runs an experiment on bare memories; results that exist are
-kept. `report` makes the tables and plots of docs/results.md from them.
+`rates` searches for the learning rate of each model. `run TASK...` trains models on tasks at these
+rates, or runs an experiment on bare memories; results that exist are kept. `report` makes the
+tables and plots of docs/results.md from them.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from . import capacity, learnability, report, training
+from . import capacity, learnability, rates, report, training
 from .models import MODELS
-from .tasks import TASKS
+from .tasks import TASKS, Task
 
 EXPERIMENTS = {"capacity": capacity, "learnability": learnability}  # of memories alone
 
@@ -23,23 +25,38 @@ QUICK_RESULTS = Path("bench-results") / "quality"  # never among the committed o
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="train models on tasks")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL"
+    )
+    shared.add_argument("--quick", action="store_true", help="tiny tasks: does the program work?")
+    shared.add_argument("--threads", type=int, default=1)
+    shared.add_argument("--out", type=Path, help="folder of the JSON files")
+    search = commands.add_parser("rates", parents=[shared], help="search for learning rates")
+    search.add_argument("tasks", nargs="+", choices=rates.STEPS, metavar="TASK")
+    run = commands.add_parser("run", parents=[shared], help="train models on tasks")
     names = (*TASKS, *EXPERIMENTS)
     run.add_argument("tasks", nargs="+", choices=names, metavar="TASK", help=", ".join(names))
-    run.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
     run.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
-    run.add_argument("--quick", action="store_true", help="tiny tasks: does the program work?")
-    run.add_argument("--threads", type=int, default=1)
-    run.add_argument("--out", type=Path, help="folder of the JSON files")
     write = commands.add_parser("report", help="make docs/results.md and its plots anew")
     write.add_argument("--results", type=Path, default=training.RESULTS)
     write.add_argument("--docs", type=Path, default=report.DOCS)
     return parser.parse_args(arguments)
 
 
+def chosen_task(name: str, quick: bool) -> Task:
+    return TASKS[name].quick() if quick else TASKS[name]
+
+
 def run(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     folder = options.out or (QUICK_RESULTS if options.quick else training.RESULTS)
+    if options.command == "rates":
+        for name in options.tasks:
+            task = chosen_task(name, options.quick)
+            task = replace(task, steps=min(task.steps, rates.STEPS[name]))
+            rates.search(task, options.models, folder)
+        return 0
     for name in options.tasks:
         if name in EXPERIMENTS:
             run_experiment(name, folder, options.quick)
@@ -50,10 +67,10 @@ def run(options: argparse.Namespace) -> int:
 
 def run_task(name: str, folder: Path, options: argparse.Namespace) -> None:
     """Seeds outermost: an interrupted run has all models of the first seeds."""
-    task = TASKS[name].quick() if options.quick else TASKS[name]
+    task = chosen_task(name, options.quick)
     for seed in range(options.seeds):
         for model in options.models:
-            result = training.run(task, model, seed, folder)
+            result = training.run(task, model, seed, folder, rates.chosen(folder, name, model))
             print(
                 f"{name}  {model}-{seed}  {result['parameters']:,} parameters  "
                 f"accuracy {result['accuracy']:.3f}  loss {result['loss']}  "
@@ -74,7 +91,7 @@ def run_experiment(name: str, folder: Path, quick: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    if options.command == "run":
+    if options.command != "report":
         return run(options)
     for path in report.write(options.results, options.docs):
         print(f"wrote {path}")

@@ -9,11 +9,13 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from .tables import mark, markdown, mean_spread
-from .tasks import MAD
+from .tasks import LONG, MAD
 from .training import Result, Results
 
 NOISE = 3.0  # a difference counts from so many standard errors
 LEAST = 0.01  # and from so much, in accuracy
+LEARNED = 0.5  # a task counts as learned from this accuracy
+FALL = 0.1  # in accuracy, that a model may lose on longer texts and still be said to keep it
 UNTESTABLE = "not testable here"
 
 
@@ -37,18 +39,43 @@ def verdict(better: list[float], worse: list[float], least: float = LEAST) -> st
 
 
 def compare(
-    results: Results, tasks: Sequence[str], better: str, worse: str
+    results: Results, tasks: Sequence[str], better: str, worse: str, part: str | None = None
 ) -> tuple[str, str] | None:
-    """Measurement and verdict of `better` beats `worse` in the mean over tasks; None: not run."""
+    """Measurement and verdict of `better` beats `worse` in the mean over tasks, or on that part of
+    each; None: not run."""
     if not tasks or any(not {better, worse} <= results.get(task, {}).keys() for task in tasks):
         return None
     means, shown = [], []
     for name in (better, worse):
         runs = [results[task][name] for task in tasks]
         seeds = zip(*runs, strict=False)  # as many as every task has
-        means.append([statistics.mean(run["accuracy"] for run in seed) for seed in seeds])
+        means.append([statistics.mean(score(run, part) for run in seed) for seed in seeds])
         shown.append(f"{name} {mean_spread(means[-1], ' %')}{mark(chain(*runs))}")
-    return f"{', '.join(tasks)}: {', '.join(shown)}", verdict(*means)
+    where = ", ".join(tasks) if len(tasks) < 3 else f"mean of {len(tasks)} tasks"
+    where += f", {part}" if part else ""
+    return f"{where}: {', '.join(shown)}", verdict(*means)
+
+
+def score(run: Result, part: str | None) -> float:
+    """Accuracy of a run, in all or on a part."""
+    accuracy: float = run["parts"][part] if part else run["accuracy"]
+    return accuracy
+
+
+def keeps(results: Results, task: str, name: str) -> tuple[str, str] | None:
+    """Whether a model does on the last of a task's parts about what it does on the first."""
+    runs = results.get(task, {}).get(name)
+    if runs is None:
+        return None
+    first, *_, last = runs[0]["parts"]
+    near, far = ([score(run, part) for run in runs] for part in (first, last))
+    text = (
+        f"{task}: {name} {mean_spread(near, ' %')} at {first}, {mean_spread(far, ' %')} at {last}"
+    )
+    if statistics.mean(near) < LEARNED:
+        return text + mark(runs), "not learned"
+    fallen = statistics.mean(near) - statistics.mean(far)
+    return text + mark(runs), "agrees" if fallen <= FALL else "disagrees"
 
 
 def count_better(
@@ -126,6 +153,7 @@ def rows(results: Results, single: dict[str, Result], streams: list[Result]) -> 
             count_better(learnability, "rows", better, worse, "learnability"),
         )
 
+    needles = [task for task in LONG if task.startswith("needle")]
     mad = [task for task in MAD if "atlas" in results.get(task, {})]
     others = ("omeganet", "titans", "delta", "linear_attention", "transformer", "deep_transformer")
     return [
@@ -160,6 +188,11 @@ def rows(results: Results, single: dict[str, Result], streams: list[Result]) -> 
             "MAD: Atlas above OmegaNet, Titans and the Transformer (mean 79.50, 78.98, 76.44, "
             "75.46)",
             *(compare(results, mad, "atlas", o) for o in ("omeganet", "titans", "transformer")),
+        ),
+        join(
+            "S-NIAH: Atlas keeps what it does as texts grow from 2K to 16K tokens (passkey 100 to "
+            "97.0, number 100 to 84.0)",
+            *(keeps(results, task, "atlas") for task in needles),
         ),
         Claim("Language modelling at 760M and 1.3B parameters", "–", UNTESTABLE),
         stream_claim(streams),

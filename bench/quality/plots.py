@@ -10,6 +10,7 @@ from typing import Any
 
 from .capacity import STORED
 from .models import ABLATIONS, MODELS
+from .tasks import LONG, MAD, TASKS
 from .training import Result, Results, read
 
 DPI = 130
@@ -36,8 +37,6 @@ def outside_legend(axes: Any) -> None:
 
 def recall(by_model: dict[str, list[Result]], path: Path) -> None:
     """Accuracy against the number of pairs: models on the left, Atlas's ablations on the right."""
-    parts = list(next(iter(by_model.values()))[0]["parts"])
-    pairs = [int(part.split()[0]) for part in parts]
     groups = (
         ("models", [name for name in by_model if name not in ABLATIONS]),
         ("Atlas and its ablations", [n for n in by_model if n in ("atlas", *ABLATIONS)]),
@@ -45,24 +44,67 @@ def recall(by_model: dict[str, list[Result]], path: Path) -> None:
     groups = tuple(group for group in groups if group[1])
     with figure(path, 1, len(groups), size=(6.5 * len(groups), 4.5)) as grid:
         for axes, (title, names) in zip(grid[0], groups, strict=True):
-            for name in names:
-                number = list(MODELS).index(name)
-                color, width = ("black", 2.5) if name == "atlas" else (f"C{number % 10}", 1.2)
-                scores = [[100 * r["parts"][part] for r in by_model[name]] for part in parts]
-                means = [statistics.mean(values) for values in scores]
-                bars = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in scores]
-                axes.errorbar(
-                    pairs, means, bars, label=name, marker="o^svD"[number % 5], capsize=3,
-                    color=color, linewidth=width,
-                )  # fmt: skip
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(pairs, [str(number) for number in pairs])
-            axes.set_ylim(-3, 103)
+            accuracy_of_parts(axes, {name: by_model[name] for name in names})
             axes.set_xlabel("key-value pairs in the sequence")
-            axes.set_ylabel("recall accuracy, %")
             axes.set_title(f"MQAR: {title}")
-            axes.grid(alpha=0.3)
             outside_legend(axes)
+
+
+def style(name: str) -> dict[str, Any]:
+    """How a model is drawn in every picture."""
+    number = list(MODELS).index(name)
+    color, width = ("black", 2.5) if name == "atlas" else (f"C{number % 10}", 1.2)
+    return {"label": name, "marker": "o^svD"[number % 5], "color": color, "linewidth": width}
+
+
+def means_and_bars(scores: list[list[float]]) -> tuple[list[float], list[float]]:
+    """Of the seeds' shares, in percent, with their standard deviation."""
+    means = [100 * statistics.mean(values) for values in scores]
+    return means, [100 * statistics.stdev(v) if len(v) > 1 else 0.0 for v in scores]
+
+
+def accuracy_of_parts(axes: Any, by_model: dict[str, list[Result]]) -> None:
+    """A line for each model against the number that its parts are named by."""
+    parts = list(next(iter(by_model.values()))[0]["parts"])
+    numbers = [int(part.split()[0]) for part in parts]
+    for name, runs in by_model.items():
+        scores = [[run["parts"][part] for run in runs] for part in parts]
+        axes.errorbar(numbers, *means_and_bars(scores), capsize=3, **style(name))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(numbers, [str(number) for number in numbers])
+    axes.set_ylim(-3, 103)
+    axes.set_ylabel("accuracy, %")
+    axes.grid(alpha=0.3)
+
+
+def mad(results: Results, path: Path) -> None:
+    """Accuracy of every model on every task of MAD."""
+    tasks = [task for task in MAD if task in results]
+    with figure(path, 1, 1, size=(13, 5)) as ((axes,),):
+        for number, name in enumerate(name for name in MODELS if name not in ABLATIONS):
+            there = [i for i, task in enumerate(tasks) if name in results[task]]
+            places = [i + 0.07 * (number - 4.5) for i in there]
+            scores = [[run["accuracy"] for run in results[tasks[i]][name]] for i in there]
+            look = style(name) | {"linestyle": "none"}
+            axes.errorbar(places, *means_and_bars(scores), capsize=3, **look)
+        axes.set_xticks(range(len(tasks)), tasks)
+        axes.set_ylim(-3, 103)
+        axes.set_ylabel("accuracy, %")
+        axes.set_title("Tasks of MAD")
+        axes.grid(alpha=0.3)
+        outside_legend(axes)
+
+
+def long(results: Results, path: Path) -> None:
+    """Accuracy against the length of the text, a column for each task."""
+    tasks = [task for task in LONG if task in results]
+    with figure(path, 1, len(tasks), size=(4.5 * len(tasks) + 2, 4.5)) as (grid,):
+        for axes, task in zip(grid, tasks, strict=True):
+            accuracy_of_parts(axes, results[task])
+            axes.axvline(TASKS[task].length, color="grey", linestyle=":")
+            axes.set_xlabel("tokens (dotted: in training)")
+            axes.set_title(task)
+        outside_legend(grid[-1])
 
 
 def capacity(found: Result, path: Path) -> None:
@@ -145,6 +187,11 @@ def draw(folder: Path, results: Results, images: Path) -> list[Path]:
     if "mqar" in results:
         recall(results["mqar"], drawn_path := images / "quality_mqar.png")
         drawn.append(drawn_path)
+    for name, tasks, plot in (("mad", MAD, mad), ("long", LONG, long)):
+        if any(task in results for task in tasks):
+            path = images / f"quality_{name}.png"
+            plot(results, path)
+            drawn.append(path)
     for name, plot in (("capacity", capacity), ("learnability", learnability)):
         if (folder / f"{name}.json").exists():
             path = images / f"quality_{name}.png"

@@ -7,11 +7,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from . import claims, plots
+from . import claims, plots, rates
 from .capacity import STORED, stored_pairs
 from .models import MODELS
 from .tables import mark, markdown, mean_spread, with_spread
-from .tasks import MAD
+from .tasks import LONG, MAD
 from .training import Result, Results, read
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -59,6 +59,30 @@ def mad_table(results: Results) -> str:
         seeds = sorted({len(one) for one in runs})
         rows.append([name, *cells, mean, ", ".join(map(str, seeds))])
     return markdown(["model", *tasks, "mean", "seeds"], rows)
+
+
+def long_tables(results: Results) -> str:
+    """Accuracy at each length, a table for each task that was run."""
+    there = [task for task in LONG if task in results]
+    return "\n\n".join(f"`{task}`:\n\n{task_table(results[task])}" for task in there)
+
+
+def rates_table(searched: dict[str, dict[str, dict[str, Result]]]) -> str:
+    """Accuracy at each rate that was tried, by task and model; that of the chosen one is bold."""
+    rows = []
+    tried = sorted(
+        {rate for task in searched.values() for s in task.values() for rate in s}, key=float
+    )
+    for task, by_model in searched.items():
+        for name in (name for name in MODELS if name in by_model):
+            cells = {
+                rate: mean_spread([one["accuracy"]]) + mark([one])
+                for rate, one in by_model[name].items()
+            }
+            best = f"{rates.best(by_model[name]):g}"
+            cells[best] = f"**{cells[best]}**"
+            rows.append([task, name, *(cells.get(rate, "–") for rate in tried)])
+    return markdown(["task", "model", *tried], rows)
 
 
 def capacity_tables(found: Result) -> str:
@@ -147,6 +171,11 @@ def sections(folder: Path) -> dict[str, str]:
         made["mqar"] = task_table(results["mqar"])
     if any(task in results for task in MAD):
         made["mad"] = mad_table(results)
+    if any(task in results for task in LONG):
+        made["long"] = long_tables(results)
+    searched = rates.load(folder)["tasks"]
+    if searched:
+        made["rates"] = rates_table(searched)
     if "capacity" in single:
         made["capacity"] = capacity_tables(single["capacity"])
     if "learnability" in single:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from atlas_ext import __version__
+from atlas_ext.models.language_model import LanguageModel
 from bench.device import cpu_model
 
 from . import models
@@ -21,13 +22,13 @@ from .calibration import calibrate
 from .tasks import IGNORED, Task
 
 RESULTS = Path(__file__).parent / "results"
-LEARNING_RATE = 4e-3
+LEARNING_RATE = 4e-3  # of a model for which none was searched
 WEIGHT_DECAY = 0.01
 CLIP = 1.0
 WARM_UP = 0.1  # share of the steps
 FINAL_RATE = 0.1  # of the peak
 EVALUATIONS = 20  # along a run
-EVALUATED, TESTED = 128, 512  # sequences of an evaluation, and of the last one
+EVALUATED, TESTED = 64, 512  # sequences of an evaluation, and of the last one
 SOLVED, PATIENCE = 0.998, 2  # stop after so many evaluations of such an accuracy
 # of the seeds of training data, evaluation and test, so that no two share a stream
 STREAMS = {"train": 0, "evaluate": 1, "test": 2}
@@ -143,12 +144,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def run(task: Task, name: str, seed: int, folder: Path) -> Result:
-    """The result of a model on a task from a seed: read if it is there, else trained and written
-    to `folder`/<task>/<model>-<seed>.json."""
-    path = folder / task.name / f"{name}-{seed}.json"
-    if path.exists():
-        return read(path)
+def fit(task: Task, name: str, seed: int, lr: float) -> tuple[LanguageModel, Result]:
+    """A model trained on a task from a seed at a peak learning rate, and what is known of it."""
     torch.manual_seed(seed)
     model = models.build(name, task.vocab_size)
     tokens, _ = task.batch(generator(seed, "evaluate"), task.batch_size)
@@ -157,19 +154,29 @@ def run(task: Task, name: str, seed: int, folder: Path) -> Result:
         "task": task.name,
         "model": name,
         "seed": seed,
-        "lr": LEARNING_RATE,
+        "lr": lr,
         "batch_size": task.batch_size,
         "step_sizes": [round(size, 5) for size in step_sizes],
         "hidden_size": model.config.hidden_size,
         "parameters": models.count_parameters(model),
         "state_bytes": models.state_bytes(model, task.length),
     }
-    trained = train(model, task, LEARNING_RATE, seed, label=f"{task.name} {name}-{seed}")
-    parts = {
-        part: rounded(evaluate(model, kind, TESTED, generator(seed, "test")).accuracy)
-        for part, kind in task.parts().items()
-    }
-    result = about | trained | {"parts": parts, "environment": environment()}
+    return model, about | train(model, task, lr, seed, label=f"{task.name} {name}-{seed}")
+
+
+def run(task: Task, name: str, seed: int, folder: Path, lr: float = LEARNING_RATE) -> Result:
+    """The result of a model on a task from a seed: read if it is there, else trained and written
+    to `folder`/<task>/<model>-<seed>.json."""
+    path = folder / task.name / f"{name}-{seed}.json"
+    if path.exists():
+        return read(path)
+    model, result = fit(task, name, seed, lr)
+    parts = {}
+    for part, kind in task.parts().items():
+        sequences = max(1, TESTED * task.length // kind.length)  # as many tokens in each part
+        score = evaluate(model, kind, sequences, generator(seed, "test"))
+        parts[part] = rounded(score.accuracy)
+    result |= {"parts": parts, "environment": environment()}
     write(path, result)
     return result
 

@@ -34,6 +34,7 @@ class Facts(Task):
         hops: 1: questions about people, answered by one fact; 2: about things, answered by two.
         facts, questions: of a sequence.
         people, things, places: number of each.
+        lengths: of the parts, on which a model is tested that was trained on `length`.
     """
 
     hops: int = 1
@@ -42,6 +43,7 @@ class Facts(Task):
     people: int = 8
     things: int = 8
     places: int = 8
+    lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
 
     def __post_init__(self) -> None:
         wanted = BYTES + 3 + self.people + self.things + self.places
@@ -87,5 +89,9 @@ class Facts(Task):
         labels[:, body + 1 :: QUESTION] = answer
         return tokens, labels
 
+    def parts(self) -> dict[str, Facts]:
+        return {f"{length} tokens": replace(self, length=length) for length in self.lengths}
+
     def quick(self) -> Facts:
-        return replace(self, facts=8, questions=4, length=40, steps=20, batch_size=8)
+        small = replace(self, facts=8, length=40, lengths=(40, 64))
+        return replace(small, steps=20, batch_size=8)

@@ -40,35 +40,41 @@ class SelectiveCopying(Task):
 
 @dataclass(frozen=True)
 class Compression(Task):
-    """Random tokens, then questions for each of their places, in random order.
+    """Random tokens, blanks, then questions for each of their places, in random order.
 
     MAD lets an MLP decode every token from the model's output at the last place; here the model
     itself is asked, so that its state, not one vector, must hold the sequence. An attention's state
     is the sequence.
 
-    Tokens: data, then a question for each place.
+    Tokens: data, then a question for each place, then the blank.
 
     Attributes:
         data: number of data tokens.
+        places: of a sequence.
     """
 
     data: int = 16
+    places: int = 16
 
     def __post_init__(self) -> None:
-        if self.vocab_size != self.data + self.length // 2:
-            wanted = f"data + length / 2 = {self.data + self.length // 2}"
+        if self.vocab_size != self.data + self.places + 1:
+            wanted = f"data + places + 1 = {self.data + self.places + 1}"
             raise ValueError(f"Compression: vocab_size: wanted {wanted}, got {self.vocab_size}")
+        if self.length < 2 * self.places:
+            wanted = f"at least 2 * places = {2 * self.places}"
+            raise ValueError(f"Compression: length: wanted {wanted}, got {self.length}")
 
     def batch(self, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
-        count = self.length // 2
-        data = torch.randint(self.data, (size, count), generator=generator)
-        asked = distinct(generator, size, count, count)
-        tokens = torch.cat([data, self.data + asked], dim=1)
-        labels = torch.cat([torch.full_like(data, IGNORED), data.gather(1, asked)], dim=1)
+        data = torch.randint(self.data, (size, self.places), generator=generator)
+        asked = distinct(generator, size, self.places, self.places)
+        blanks = torch.full((size, self.length - 2 * self.places), self.vocab_size - 1)
+        tokens = torch.cat([data, blanks, self.data + asked], dim=1)
+        labels = torch.full_like(tokens, IGNORED)
+        labels[:, -self.places :] = data.gather(1, asked)
         return tokens, labels
 
     def quick(self) -> Compression:
-        return replace(self, length=16, vocab_size=self.data + 8, steps=20, batch_size=8)
+        return replace(self, length=12, steps=20, batch_size=8, places=4, vocab_size=self.data + 5)
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,12 @@ class Needle(Task):
     Attributes:
         kind: "passkey", "number" or "word".
         symbols: bytes of the answer.
+        lengths: of the parts, on which a model is tested that was trained on `length`.
     """
 
     kind: str = "passkey"
     symbols: int = 4
+    lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
 
     def __post_init__(self) -> None:
         if self.kind not in SYMBOLS:
@@ -61,5 +63,8 @@ class Needle(Task):
             return torch.cat([first, second], dim=1)
         return torch.cat([first, torch.full((size, 1), ord(" ")), name, second], dim=1)
 
+    def parts(self) -> dict[str, Needle]:
+        return {f"{length} tokens": replace(self, length=length) for length in self.lengths}
+
     def quick(self) -> Needle:
-        return replace(self, length=64, steps=20, batch_size=8)
+        return replace(self, length=64, lengths=(64, 128), steps=20, batch_size=8)

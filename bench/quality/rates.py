@@ -1,0 +1,68 @@
+"""The learning rate of each model: the best of a few, on a seed that no table reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from . import training
+from .models import FIRST
+from .tasks import Task
+from .training import Result
+
+MAIN = "in-context-recall"  # what is best there is used on every task without a search of its own
+STEPS = {MAIN: 600, "mqar": 500}  # of each run of the searches that there are
+LOWEST, HIGHEST = 1e-3, 1.6e-2
+SEED = 100
+FILE = "rates.json"
+
+
+def load(folder: Path) -> Result:
+    """What was searched so far: under "tasks", scores by task, model and rate."""
+    path = folder / FILE
+    return training.read(path) if path.exists() else {"tasks": {}}
+
+
+def best(scores: dict[str, Result]) -> float:
+    """The rate that solved the task in the fewest steps or else, all steps taken, has the lowest
+    loss; a loss that is no number is the highest. Of equals the lowest rate."""
+
+    def cost(rate: str) -> tuple[int, float, float]:
+        loss = scores[rate]["loss"]
+        return scores[rate]["steps"], math.inf if loss is None else loss, float(rate)
+
+    return float(min(scores, key=cost))
+
+
+def untried(scores: dict[str, Result]) -> float | None:
+    """The rate to try next: half or twice the best one so far; None: both were tried."""
+    if not scores:
+        return training.LEARNING_RATE
+    for rate in (best(scores) / 2, 2 * best(scores)):
+        if LOWEST <= rate <= HIGHEST and f"{rate:g}" not in scores:
+            return rate
+    return None
+
+
+def chosen(folder: Path, task: str, name: str) -> float:
+    """Rate of a model on a task; Atlas's for its kin without a search of their own, and
+    `training.LEARNING_RATE` where none was searched."""
+    searched = load(folder)["tasks"].get(task if task in STEPS else MAIN, {})
+    scores = searched.get(name) or (searched.get(FIRST) if name.startswith(FIRST) else None)
+    return best(scores) if scores else training.LEARNING_RATE
+
+
+def search(task: Task, names: Iterable[str], folder: Path) -> None:
+    """Trains each model at one rate after the other until the best one has its neighbours; what is
+    in `folder`/rates.json is kept."""
+    table = load(folder) | {"seed": SEED, "environment": training.environment()}
+    by_model = table["tasks"].setdefault(task.name, {})
+    for name in names:
+        scores = by_model.setdefault(name, {})
+        while (rate := untried(scores)) is not None:
+            _, result = training.fit(task, name, SEED, rate)
+            kept = ("accuracy", "loss", "steps", "seconds")
+            scores[f"{rate:g}"] = {field: result[field] for field in kept}
+            training.write(folder / FILE, table)
+            print(f"{task.name}  {name}  rate {rate:g}  {scores[f'{rate:g}']}", flush=True)
