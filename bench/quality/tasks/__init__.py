@@ -39,7 +39,9 @@ TASKS: dict[str, Task] = {
         ),
         Memorisation("memorisation", vocab_size=129, length=16, steps=600, batch_size=16),
         *(
-            Needle(f"needle-{kind}", vocab_size=256, length=64, steps=1500, batch_size=16, kind=kind)
+            Needle(
+                f"needle-{kind}", vocab_size=256, length=64, steps=1500, batch_size=16, kind=kind
+            )
             for kind in ("passkey", "number", "word")
         ),
         Facts("facts-1", vocab_size=271, length=64, steps=1500, batch_size=16, hops=1, **SMALL),
