@@ -61,7 +61,7 @@ __device__ __forceinline__ void load_tail_grads(const RowSums& sums, const Omega
   });
 }
 
-// Begins those of a chunk that nothing is known of.
+// Begins the sums of a chunk whose successor another block works on, if there is one.
 __device__ __forceinline__ void begin_rows(const RowSums& sums, const OmegaWork& w,
                                            const OmegaOptions& o) {
   if (w.chunk.first + w.chunk.tokens == w.item.length)

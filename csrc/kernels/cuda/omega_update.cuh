@@ -11,6 +11,7 @@
 // block, and nothing is left behind.
 #include "kernels/cuda/omega_memory.cuh"
 #include "kernels/cuda/omega_newton_schulz.cuh"
+#include "kernels/cuda/omega_position.cuh"
 
 namespace atlas::kernels::cuda {
 
@@ -35,37 +36,6 @@ enum class OmegaMove : int {
 __device__ __forceinline__ float* state_matrix(const OmegaTensor& tensor, const OmegaItem& item) {
   return static_cast<float*>(const_cast<void*>(tensor.data)) + item.n * tensor.stride[0] +
          item.head * tensor.stride[1];
-}
-
-__device__ __forceinline__ int64_t slot_of(const OmegaUpdate& args, int64_t row) {
-  if (args.slots == nullptr) return row;
-  return args.wide_slots ? static_cast<const int64_t*>(args.slots)[row]
-                         : static_cast<const int32_t*>(args.slots)[row];
-}
-
-// Of positions: what is left of a word beside kReading, the sign, and a count of heads.
-__device__ __forceinline__ int position_bits(int heads) { return 30 + __clz(heads); }
-
-// The slot's position before this token; negative if the slot is none or the position has too many
-// bits.
-__device__ __forceinline__ int64_t position_of(const OmegaUpdate& args, int64_t slot) {
-  if (slot < 0 || slot >= args.in.sequences) return -1;
-  const int64_t found = atomic_load(args.position + slot * args.position_stride),
-                most = (int64_t{1} << position_bits(args.options.heads)) - 1;
-  if (found >= kReading) return found & most;
-  return found < most ? found : -1;
-}
-
-// By every head when it has read a valid position: the last one counts the token. A thread does it
-// while the others go on.
-__device__ __forceinline__ void count_token(const OmegaUpdate& args, const OmegaItem& item) {
-  if (thread_id() + 1 != block_threads()) return;
-  const int heads = args.options.heads, bits = position_bits(heads);
-  const int64_t one = int64_t{1} << bits;  // head
-  int64_t* const at = args.position + item.n * args.position_stride;
-  atomic_or(at, kReading);
-  const int64_t read = ((atomic_add(at, one) - kReading) >> bits) + 1;
-  if (read == heads) atomic_add(at, 1 - heads * one - kReading);
 }
 
 // One thread fills in what the block works on; barrier by the caller.
