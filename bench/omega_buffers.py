@@ -157,6 +157,8 @@ class OmegaMemory:
             yield from ((name, pairs) for name in ("cf", "scores", "g.cf", "g.scores", "g.other"))
             yield "g.wide2", wide
         yield "g.pair", pairs
+        if not self.muon:
+            yield from ((f"g.pairs[{l}]", pairs) for l in range(1, self.first_layer))
         if self.deep:
             for l in range(self.first_layer):
                 yield from ((f"z[{l}]", rows * fp), (f"g.queries[{l}]", self.C * fp))

@@ -37,7 +37,7 @@ __device__ __forceinline__ void save_signals(const ExpOmegaSaved& saved, const E
   float* const to = saved.signals + window * sets * width;
   for (int set = 0; set < sets; ++set) {
     const float* const from = window_sums(w, o, set);
-    each(w.chunk.rows(), width,
+    each(w.chunk.rows, width,
          [&](int i, int j) { to[(i * sets + set) * width + j] = from[i * ld + j]; });
   }
 }
@@ -100,15 +100,15 @@ __device__ __forceinline__ void forward_chunk(const ExpOmegaWork& w, const ExpOm
                 window = (chunk * o.heads + item.head) * saved.window_rows;
   const int last = last_matrix(o);
   load_chunk(w, o, in);
-  if (saved.weights != nullptr) save_matrix(saved.weights, w.weights, o, item, chunk, last);
-  if (saved.momentum != nullptr) save_matrix(saved.momentum, w.momentum, o, item, chunk, last);
+  if (saved.weights != nullptr) save_matrix(saved.weights, w.weights, o, item, chunk, all_columns(o, last));
+  if (saved.momentum != nullptr) save_matrix(saved.momentum, w.momentum, o, item, chunk, all_columns(o, last));
   __syncthreads();
   scan_chunk(w, o, in, true);
   begin_sums(w, options);
   __syncthreads();
   walk_past<kArithmetic>(w, options, args.in, advance && (o.momentum || in.log_alpha.present));
   for (int l = 0; deep && l < o.sizes.first_layer; ++l)
-    layer_read<kArithmetic>(w.z[l], w, o, l, w.k, w.h, c.rows(), w.reference.matrix[l], {1, 1});
+    layer_read<kArithmetic>(w.z[l], w, o, l, w.k, w.h, c.rows, w.reference.matrix[l], {1, 1});
   save_signals(saved, w, o, window);
   __syncthreads();
   if (deep) deep_signals<kArithmetic>(w, o);
@@ -229,7 +229,7 @@ __device__ __forceinline__ void forward_item(ExpOmegaWork& w, const ExpOmegaForw
     const OmegaChunk next = chunk_from(o, item, first);
     if (thread_id() == 0) {
       w.chunk = next;
-      w.q = w.k + next.rows() * o.sizes.kp;
+      w.q = w.k + next.rows * o.sizes.kp;
     }
     if (first > 0 && is_deep(o)) set_memory(w.reference, o, w.before);
     __syncthreads();

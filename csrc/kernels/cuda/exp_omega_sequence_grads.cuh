@@ -105,9 +105,9 @@ __device__ __forceinline__ void settle_window(const ExpOmegaWork& w, const ExpOm
   const int kp = o.sizes.kp, vp = o.sizes.vp;
   const int64_t first = c.first - c.overhang;
   const float* const grad_e = g.d[last_matrix(o)];
-  each(c.rows(), o.key,
+  each(c.rows, o.key,
        [&](int i, int j) { g.keys[key_row(w, options, first + i) * kp + j] += g.k[i * kp + j]; });
-  each(c.rows(), o.value,
+  each(c.rows, o.value,
        [&](int i, int j) { g.values[(o.window - 1 + first + i) * vp + j] -= grad_e[i * vp + j]; });
 }
 

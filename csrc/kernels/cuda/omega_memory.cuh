@@ -100,17 +100,35 @@ __device__ __forceinline__ void layer_read(float* out, const OmegaWork& w, const
   });
 }
 
-// matrix = beta matrix + alpha inputᵀ (depth_i d_i) for matrix l.
+// Outputs [from, from + count) of matrix l.
+struct LayerColumns {
+  int l, from, count;
+};
+
+__device__ __forceinline__ LayerColumns all_columns(const OmegaOptions& o, int l) {
+  return {l, 0, o.sizes.matrix[l].out};
+}
+
+// matrix = beta matrix + alpha inputᵀ (depth_i d_i) in some of its columns.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void layer_write(float* matrix, const OmegaWork& w,
+                                            const OmegaOptions& o, const LayerColumns& columns,
+                                            const float* rows, const float* h, int n,
+                                            const float* d, const Scaling& scaling) {
+  const int ld = o.sizes.matrix[columns.l].ld;
+  each_layer_input(w, o, columns.l, rows, h, n, [&](int first, int count, const float* x, int x_ld) {
+    product<kArithmetic>(matrix + static_cast<int64_t>(first) * ld + columns.from, ld, count,
+                         columns.count, n, transposed(x, x_ld), plain(d + columns.from, ld),
+                         scaling);
+  });
+}
+
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void layer_write(float* matrix, const OmegaWork& w,
                                             const OmegaOptions& o, int l, const float* rows,
                                             const float* h, int n, const float* d,
                                             const Scaling& scaling) {
-  const OmegaMatrix& m = o.sizes.matrix[l];
-  each_layer_input(w, o, l, rows, h, n, [&](int first, int count, const float* x, int ld) {
-    product<kArithmetic>(matrix + static_cast<int64_t>(first) * m.ld, m.ld, count, m.out, n,
-                         transposed(x, ld), plain(d, m.ld), scaling);
-  });
+  layer_write<kArithmetic>(matrix, w, o, all_columns(o, l), rows, h, n, d, scaling);
 }
 
 // (5), (6): d of the first layer from b and the rows' z1, z3, which may be d. Barrier by the
@@ -136,7 +154,7 @@ __device__ __forceinline__ void add_residual(const OmegaWork& w, const OmegaOpti
   const OmegaSizes& sz = o.sizes;
   float* const e = w.d[last_matrix(o)];
   if (!o.l2 || !o.residual) return;
-  each(w.chunk.rows(), o.value,
+  each(w.chunk.rows, o.value,
        [&](int i, int j) { e[i * sz.vp + j] += w.k[i * sz.kp + w.item.value_at + j]; });
   __syncthreads();
 }
@@ -146,7 +164,7 @@ __device__ __forceinline__ void add_residual(const OmegaWork& w, const OmegaOpti
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void deep_signals(const OmegaWork& w, const OmegaOptions& o) {
   const OmegaSizes& sz = o.sizes;
-  const int last = last_matrix(o), rows = w.chunk.rows();
+  const int last = last_matrix(o), rows = w.chunk.rows;
   const View& top = w.reference.matrix[last];
   float* const e = w.d[last];
   hidden_layer(w.h, w.z[0], w.z[1], sz.fp, rows, o);
@@ -161,7 +179,7 @@ __device__ __forceinline__ void deep_signals(const OmegaWork& w, const OmegaOpti
 // (3) to (6): e (which holds -v) and the deeper d. z may be d. A barrier comes before and after.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void memory_signals(const OmegaWork& w, const OmegaOptions& o) {
-  const int rows = w.chunk.rows();
+  const int rows = w.chunk.rows;
   __syncthreads();
   add_residual(w, o);
   if (!is_deep(o)) {

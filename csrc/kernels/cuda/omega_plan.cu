@@ -5,14 +5,15 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/omega_grads.cuh"
 #include "kernels/cuda/omega_plan.h"
+#include "kernels/cuda/omega_team.cuh"
 
 namespace atlas::kernels::cuda {
 namespace {
 
-// Beside the dynamic shared memory: OmegaWork, OmegaGrads.
+// Beside the dynamic shared memory: OmegaWork, OmegaGrads, TeamWork.
 constexpr int64_t kStaticBytes = 1 << 10;
 
-static_assert(sizeof(OmegaWork) + sizeof(OmegaGrads) <= kStaticBytes, "static shared memory");
+static_assert(sizeof(OmegaWork) + sizeof(OmegaGrads) + sizeof(TeamWork) <= kStaticBytes, "static shared memory");
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -95,6 +96,36 @@ int parts_for(OmegaPass pass, const OmegaOptions& o, int slices, int64_t items, 
   return static_cast<int>(std::clamp<int64_t>(chunks, 1, multiprocessors / items));
 }
 
+// Teams for a deep memory that does not fit on chip, where (sequence, head) pairs leave
+// multiprocessors idle: a tile's rows and columns a block at least, more where blocks would not
+// work at the same time.
+OmegaTeam team_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int multiprocessors,
+                   int64_t chunks, int threads) {
+  OmegaTeam team{};
+  if (o.matrices == 1 || o.schedule.steps > 0 || 2 * items > multiprocessors) return team;
+  team.rows = kTileRows;
+  while (items * row_slabs(o, team) > multiprocessors) team.rows += kTileRows;
+  team.columns = kTileColumns;
+  while (items * column_slabs(o, team.columns) > multiprocessors &&
+         column_slabs(o, team.columns) > o.matrices)
+    team.columns += kTileColumns;
+  team.chunks = chunks;
+  const bool backward = pass == OmegaPass::backward;
+  for (const TeamStep step :
+       {TeamStep::rebuild, TeamStep::tokens, TeamStep::rows, TeamStep::states})
+    team.blocks = std::max<int64_t>(team.blocks, items * team_ranks(step, backward, o, team));
+  OmegaWork work{};
+  OmegaGrads grads{};
+  TeamWork team_work{};
+  OmegaArena arena{nullptr, nullptr, 0};
+  if (backward)
+    take_team(work, grads, team_work, arena, o, team, true, threads);
+  else
+    take_team(work, team_work, arena, o, 0);
+  team.floats = arena.device_used;
+  return team;
+}
+
 }  // namespace
 
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
@@ -117,10 +148,21 @@ OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dty
   plan.state_on_chip = take(pass, arena, o);
   plan.tensor_cores = capability >= 80 && (dtype != Dtype::f32 || allow_tf32);
   plan.threads = block_threads_for(pass, o);
+  if (!plan.state_on_chip && pass != OmegaPass::update)
+    plan.team = team_for(pass, o, items, multiprocessors, chunks, plan.threads);
+  if (plan.team.rows > 0) {
+    OmegaWork own{};
+    OmegaArena wanted{nullptr, nullptr, std::numeric_limits<int64_t>::max()};
+    take_own(own, wanted, o);
+    arena = {nullptr, nullptr, std::min(wanted.shared_used, most)};
+    take_own(own, arena, o);
+  }
   plan.shared_bytes = arena.shared_limit * kFloat;
   plan.scratch_bytes = arena.device_used * kFloat;
   // A block with scratch fills a multiprocessor; it then takes several items in turn.
-  plan.blocks = plan.scratch_bytes > 0 ? std::min<int64_t>(items, multiprocessors) : items;
+  plan.blocks = plan.scratch_bytes > 0 && plan.team.rows == 0
+                    ? std::min<int64_t>(items, multiprocessors)
+                    : items;
   plan.blocks = std::min<int64_t>(plan.blocks, std::numeric_limits<int>::max());
   return plan;
 }

@@ -30,18 +30,23 @@ __device__ __forceinline__ void load_state(float* state, const OmegaTensor* tens
   for (int l = 0; l < o.matrices; ++l) load_matrix(state, tensors[l], o, item, l);
 }
 
-// state += each [n, head, out, in] transposed.
+// Columns of a state += [n, head, out, in] transposed.
+__device__ __forceinline__ void add_tensor(float* state, const OmegaTensor* tensors,
+                                           const OmegaOptions& o, const OmegaItem& item,
+                                           const LayerColumns& columns) {
+  if (!tensors[0].present) return;
+  const OmegaMatrix& m = o.sizes.matrix[columns.l];
+  const OmegaTensor& t = tensors[columns.l];
+  const int64_t from = matrix_offset(t, item) + columns.from * t.stride[2];
+  each(columns.count, m.in, [&](int j, int i) {
+    state[m.at + i * m.ld + columns.from + j] +=
+        load_value(t, from + j * t.stride[2] + i * t.stride[3]);
+  });
+}
+
 __device__ __forceinline__ void add_tensors(float* state, const OmegaTensor* tensors,
                                             const OmegaOptions& o, const OmegaItem& item) {
-  if (!tensors[0].present) return;
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    const OmegaTensor& t = tensors[l];
-    const int64_t from = matrix_offset(t, item);
-    each(m.out, m.in, [&](int j, int i) {
-      state[m.at + i * m.ld + j] += load_value(t, from + j * t.stride[2] + i * t.stride[3]);
-    });
-  }
+  for (int l = 0; l < o.matrices; ++l) add_tensor(state, tensors, o, item, all_columns(o, l));
 }
 
 // result [N, H, out, in], contiguous, = matrix l of a state, transposed; null: not wanted.
@@ -78,14 +83,16 @@ __device__ __forceinline__ void store_memory(float* const* tensors, const Memory
   for (int l = 0; l < o.matrices; ++l) store_matrix(tensors[l], memory, o, item, l);
 }
 
-// Checkpoints are stored as the state is held, without its padding: [in, out] of matrix l.
+// Checkpoints are stored as the state is held, without its padding: [in, out] of a matrix. Columns
+// of it; a state that is null is zero.
 __device__ __forceinline__ void save_matrix(float* checkpoint, const float* state,
                                             const OmegaOptions& o, const OmegaItem& item,
-                                            int64_t index, int l) {
-  const OmegaMatrix& m = o.sizes.matrix[l];
-  const int width = all_outputs(o, l);
+                                            int64_t index, const LayerColumns& columns) {
+  const OmegaMatrix& m = o.sizes.matrix[columns.l];
+  const int width = all_outputs(o, columns.l);
   float* const to = checkpoint + (index * o.heads + item.head) * m.in * width + item.value_at;
-  each(m.in, m.out, [&](int i, int j) {
+  each(m.in, columns.count, [&](int i, int j) {
+    j += columns.from;
     to[static_cast<int64_t>(i) * width + j] = state == nullptr ? 0.0f : state[m.at + i * m.ld + j];
   });
 }
@@ -94,7 +101,8 @@ __device__ __forceinline__ void save_checkpoint(float* const* checkpoints, const
                                                 const OmegaOptions& o, const OmegaItem& item,
                                                 int64_t index) {
   if (checkpoints[0] == nullptr) return;
-  for (int l = 0; l < o.matrices; ++l) save_matrix(checkpoints[l], state, o, item, index, l);
+  for (int l = 0; l < o.matrices; ++l)
+    save_matrix(checkpoints[l], state, o, item, index, all_columns(o, l));
 }
 
 // A state from its checkpoint. Barrier by the caller.
