@@ -181,17 +181,46 @@ def test_teams(name: str, multiprocessors: int, backend: Any) -> None:
 
 
 def test_blocks_of_teams(backend: Any) -> None:
-    """43 rows of the window, 32 tokens, 32 + 16 hidden units, 16 outputs; two heads."""
+    """43 rows of the window, 32 tokens, 48 hidden units, 16 outputs; two heads."""
     case = _omega("gated", "", (1, 32), W=12, chunk_size=32, **TEAMS["gated"])
-    for multiprocessors, rows, tokens, columns in ((108, 3, 2, 5), (4, 2, 1, 3)):
+    for multiprocessors, rows, tokens, parts in ((108, 3, 2, 5), (12, 3, 2, 3), (4, 1, 1, 3)):
         backend.set_device(80, multiprocessors, shared_kib=6)
         backend.reset_counters()
         with torch.no_grad():
             case.run(case.inputs(F32))
-        forward = 1 + rows + 1 + tokens + columns + 1
+        ends = 2 * (parts + 1)
+        forward = rows + 1 + tokens + parts + ends
         assert backend.counters()["blocks"] == 2 * forward
-        backward = 1 + rows + 1 + tokens + rows + columns + columns + 1 + 1
+        backward = rows + 1 + tokens + rows + parts + parts + 1 + ends
         assert backward_counters(case, backend)[1] == 2 * backward
+
+
+def test_teams_of_features(backend: Any) -> None:
+    """Blocks share a lifted layer's features, not its columns: 91 of them in tiles of 32."""
+    options = {"K": 12, "V": 20, "F": 40, "memory": "mlp", "degree": 2}
+    case = _omega("features", "", (1, 20), H=1, W=250, chunk_size=20, **options)
+    backend.set_device(80, 108, shared_kib=6)
+    backend.reset_counters()
+    with torch.no_grad():
+        case.run(case.inputs(F32))
+    rows, tokens, parts = 17, 2, 3 + 1
+    assert backend.counters()["blocks"] == rows + 1 + tokens + parts + 2 * (parts + 1)
+    check_case(case)
+
+
+def test_many_packed_sequences_make_no_teams(backend: Any) -> None:
+    """Each launch would be made for every chunk of the longest sequence that there may be."""
+    options = {"F": 40, "K": 12, "memory": "mlp", "theta": True}
+    for count, launches in ((8, 2 + 4 * 3), (9, 1)):
+        case = _omega("packed", "", (1, 2 * count), lengths=(2,) * count, chunk_size=count, **options)
+        backend.set_device(80, 108, shared_kib=6)
+        assert backward_counters(case, backend)[0] == launches - 4 * (launches > 1)
+
+
+def test_endless_chunks(backend: Any) -> None:
+    for kibibytes in (0, 6):
+        backend.set_device(80, 108, shared_kib=kibibytes)
+        check_case(_omega("endless", "", (1, 9), K=20, F=40, memory="mlp", chunk_size=2**63 - 1))
 
 
 def test_no_teams_where_heads_fill_the_device_or_states_fit(backend: Any) -> None:

@@ -115,7 +115,7 @@ OmegaGradients omega_rule_backward_cuda(
   if (call.items() > 0)
     plan = cuda_kernels::omega_rule_plan(cuda_kernels::OmegaPass::backward, args.options,
                                          call.dtype, allow_tf32, call.items(), call.chunks(),
-                                         shape.batch * shape.tokens * shape.heads);
+                                         call.packed(), shape.batch * shape.tokens * shape.heads);
   const bool wants_scales = feature_scales && (grad_mask & kScales);
   const Tensor scales = torch::stable::new_zeros(
       q, {wants_scales ? call.items() * plan.slices * plan.parts : 0, degree + 1},

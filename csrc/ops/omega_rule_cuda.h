@@ -213,9 +213,10 @@ struct OmegaCudaCall {
   // That a sequence may have: of a packed one all tokens, and one more where it begins in the
   // middle of a chunk.
   int64_t chunks() const {
-    return (shape.tokens + options.chunk_size - 1) / options.chunk_size +
-           (in.position != nullptr ? 1 : 0);
+    return shape.tokens / options.chunk_size + (shape.tokens % options.chunk_size != 0) +
+           (in.position != nullptr);
   }
+  int64_t packed() const { return in.cu_seqlens != nullptr ? shape.sequences : 1; }
 };
 
 // What blocks work in beside shared memory.

@@ -125,7 +125,7 @@ __device__ __forceinline__ void read_deep(const ExpOmegaWork& w, const OmegaOpti
   inside_coefficients<kArithmetic>(w, sz.rp, w.query_h, w.h, sz.fp, o.hidden, 0);
   dual_read<kArithmetic>(w.y, w, o, last);
   if (!advance) return;
-  dual_advance<kArithmetic>(w, o, all_columns(o, last));
+  dual_advance<kArithmetic>(w, o, whole_matrix(o, last));
   const float keep = w.m[c.tokens - 1];
   for (int l = 0; l < sz.first_layer; ++l) {
     const OmegaMatrix& m = sz.matrix[l];

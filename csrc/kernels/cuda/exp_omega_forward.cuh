@@ -26,7 +26,7 @@ __device__ __forceinline__ void begin_item(const ExpOmegaWork& w, const OmegaOpt
   if (!is_deep(o)) return;
   load_state(w.weights, in.omega.weights, o, item);
   const int last = last_matrix(o);
-  if (o.momentum) load_matrix(w.momentum, in.omega.momentum[last], o, item, last);
+  if (o.momentum) load_matrix(w.momentum, in.omega.momentum[last], o, item, whole_matrix(o, last));
 }
 
 // z(k_i) of a deep memory, before they become d, or e of a linear one.
@@ -100,8 +100,10 @@ __device__ __forceinline__ void forward_chunk(const ExpOmegaWork& w, const ExpOm
                 window = (chunk * o.heads + item.head) * saved.window_rows;
   const int last = last_matrix(o);
   load_chunk(w, o, in);
-  if (saved.weights != nullptr) save_matrix(saved.weights, w.weights, o, item, chunk, all_columns(o, last));
-  if (saved.momentum != nullptr) save_matrix(saved.momentum, w.momentum, o, item, chunk, all_columns(o, last));
+  if (saved.weights != nullptr)
+    save_matrix(saved.weights, w.weights, o, item, chunk, whole_matrix(o, last));
+  if (saved.momentum != nullptr)
+    save_matrix(saved.momentum, w.momentum, o, item, chunk, whole_matrix(o, last));
   __syncthreads();
   scan_chunk(w, o, in, true);
   begin_sums(w, options);
@@ -184,7 +186,7 @@ __device__ __forceinline__ void store_final(const ExpOmegaWork& w, const ExpOmeg
   });
   store_memory(args.weights, w.before, o, item);
   if (args.weights_momentum != nullptr)
-    store_matrix(args.weights_momentum, w.rate, o, item, last_matrix(o));
+    store_matrix(args.weights_momentum, w.rate, o, item, whole_matrix(o, last_matrix(o)));
   store_tail(args.k_tail, args.in.omega.k, args.in.omega.k_tail, o, item, 0, o.key, o.key);
   store_tail(args.v_tail, args.in.omega.v, args.in.omega.v_tail, o, item, 0, o.value, o.value);
   if (item.head == 0 && thread_id() == 0) args.position[item.n] = end;

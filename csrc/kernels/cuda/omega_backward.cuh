@@ -20,34 +20,43 @@ __device__ __forceinline__ void set_wants(OmegaGrads& g, const OmegaBackward& ar
   g.part = 0;
 }
 
-// Takes the gradients of the final state. The final chunk_weights are M_T where the last token
-// closed a chunk, else the last chunk's M_ref.
+// A part of the gradients of the final state. The final chunk_weights are M_T where the last token
+// closed a chunk, else the last chunk's M_ref. Threads keep to their own elements.
 __device__ __forceinline__ void begin_states(const OmegaWork& w, const OmegaGrads& g,
-                                             const OmegaBackward& args) {
+                                             const OmegaBackward& args, const LayerPart& part) {
   const OmegaOptions& o = args.options;
   const OmegaItem& item = w.item;
-  load_state(g.weights, args.grad_final_weights, o, item);
-  if (g.momentum != nullptr) load_state(g.momentum, args.grad_final_momentum, o, item);
-  if (g.reference != nullptr) each_weight(o, [&](int at) { g.reference[at] = 0; });
-  __syncthreads();
+  const OmegaTensor* const given = args.grad_final_chunk_weights;
+  load_matrix(g.weights, args.grad_final_weights[part.l], o, item, part);
+  if (g.momentum != nullptr)
+    load_matrix(g.momentum, args.grad_final_momentum[part.l], o, item, part);
+  if (g.reference != nullptr) load_matrix(g.reference, OmegaTensor(), o, item, part);
   const bool closed = item.length > 0 && (item.position + item.length) % o.chunk_size == 0;
   if (closed || (item.length == 0 && g.reference == nullptr))
-    add_tensors(g.weights, args.grad_final_chunk_weights, o, item);
+    add_tensor(g.weights, given, o, item, part);
   else if (item.length == 0)
-    add_tensors(g.reference, args.grad_final_chunk_weights, o, item);
+    add_tensor(g.reference, given, o, item, part);
+}
+
+// Where sums begin.
+__device__ __forceinline__ void begin_sums(const OmegaWork& w, const OmegaGrads& g,
+                                           const OmegaBackward& args) {
+  const OmegaOptions& o = args.options;
+  const int tokens = chunk_tokens_before(o, w.item, w.item.length);
+  if (g.stage == OmegaStage::all || (g.stage == OmegaStage::tokens && w.item.length == 0)) {
+    load_tail_grads(key_sums(w, g, args), o, w.item, tokens);
+    load_tail_grads(value_sums(w, g, args), o, w.item, tokens);
+  }
+  each(kScaleSlots * block_threads(), [&](int i) { g.scales[i] = 0; });
 }
 
 // A barrier comes after.
 __device__ __forceinline__ void begin_backward(const OmegaWork& w, const OmegaGrads& g,
                                                const OmegaBackward& args) {
   const OmegaOptions& o = args.options;
-  const int tokens = chunk_tokens_before(o, w.item, w.item.length);
-  if (g.stage != OmegaStage::tokens) begin_states(w, g, args);
-  if (g.stage == OmegaStage::all || (g.stage == OmegaStage::tokens && w.item.length == 0)) {
-    load_tail_grads(key_sums(w, g, args), o, w.item, tokens);
-    load_tail_grads(value_sums(w, g, args), o, w.item, tokens);
-  }
-  each(kScaleSlots * block_threads(), [&](int i) { g.scales[i] = 0; });
+  for (int l = 0; l < o.matrices && g.stage != OmegaStage::tokens; ++l)
+    begin_states(w, g, args, whole_matrix(o, l));
+  begin_sums(w, g, args);
   __syncthreads();
 }
 
@@ -149,17 +158,22 @@ __device__ __forceinline__ void backward_chunk(const OmegaWork& w, const OmegaGr
   residual_to_queries(w, g, o);
 }
 
-// What is left after the first chunk: the gradients of the state that the call began with.
-__device__ __forceinline__ void end_backward(const OmegaWork& w, const OmegaGrads& g,
-                                             const OmegaBackward& args) {
+// What is left after the first chunk: a part of the gradients of the state that the call began
+// with,
+__device__ __forceinline__ void end_states(const OmegaWork& w, const OmegaGrads& g,
+                                           const OmegaBackward& args, const LayerPart& part) {
+  const OmegaOptions& o = args.options;
+  const int l = part.l;
+  if (g.reference != nullptr) store_grad(args.grad_chunk_weights[l], g.reference, o, w.item, part);
+  store_grad(args.grad_weights[l], g.weights, o, w.item, part);
+  if (g.momentum != nullptr) store_grad(args.grad_momentum[l], g.momentum, o, w.item, part);
+}
+
+// and sums.
+__device__ __forceinline__ void end_sums(const OmegaWork& w, const OmegaGrads& g,
+                                         const OmegaBackward& args) {
   const OmegaOptions& o = args.options;
   const OmegaItem& item = w.item;
-  if (g.stage != OmegaStage::tokens) {
-    if (g.reference != nullptr) store_grads(args.grad_chunk_weights, g.reference, o, item);
-    store_grads(args.grad_weights, g.weights, o, item);
-    if (g.momentum != nullptr) store_grads(args.grad_momentum, g.momentum, o, item);
-  }
-  if (g.stage == OmegaStage::states) return;
   if (g.stage != OmegaStage::tokens ||
       (item.length == 0 && g.part == 0)) {  // else chunks handed them out
     const RowSums keys = key_sums(w, g, args), values = value_sums(w, g, args);
@@ -233,7 +247,9 @@ __device__ __forceinline__ void backward_item(OmegaWork& w, const OmegaGrads& g,
     if (g.stage != OmegaStage::states) end_chunk(w, g, args, chunk_tokens_before(o, item, end));
   }
   __syncthreads();
-  end_backward(w, g, args);
+  for (int l = 0; l < o.matrices && g.stage != OmegaStage::tokens; ++l)
+    end_states(w, g, args, whole_matrix(o, l));
+  if (g.stage != OmegaStage::states) end_sums(w, g, args);
 }
 
 template <Arithmetic kArithmetic, bool kMuon>

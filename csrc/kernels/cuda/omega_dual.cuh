@@ -36,28 +36,32 @@ __device__ __forceinline__ void dual_read(float* y, const OmegaWork& w, const Om
                        plain(w.d[l], m.ld), {1, 1});
 }
 
-// Columns of the state from the chunk's start, w.before and w.rate, to its end, w.weights and
+// A part of the state from the chunk's start, w.before and w.rate, to its end, w.weights and
 // w.momentum, which may be the same memory.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void dual_advance(const OmegaWork& w, const OmegaOptions& o,
-                                             const LayerColumns& columns) {
+                                             const LayerPart& part) {
   const OmegaChunk& c = w.chunk;
-  const int l = columns.l, last = c.tokens - 1;
+  const int l = part.l, last = c.tokens - 1;
   const OmegaMatrix& m = o.sizes.matrix[l];
   const float* const cf = w.cf + last * o.sizes.rp;
   float* const weights = w.weights + m.at;
   float* const momentum = o.momentum ? w.momentum + m.at : nullptr;
   const float *const before = w.before.matrix[l].at, *const rate = w.rate.matrix[l].at;
   const float keep = w.m[last], move = w.s[last], decay = w.p[last];
-  each(m.in, columns.count, [&](int i, int j) {
-    const int at = i * m.ld + columns.from + j;
-    weights[at] = keep * before[at] - (o.momentum ? move * rate[at] : 0.0f);
-    if (o.momentum) momentum[at] = decay * rate[at];
-  });
-  __syncthreads();
-  layer_write<kArithmetic>(weights, w, o, columns, w.k, w.h, c.rows, w.d[l], {-1, 1, cf});
+  const bool in_product = !o.momentum && weights == before;  // the decay
+  if (!in_product) {
+    each(part.inputs, part.outputs, [&](int i, int j) {
+      const int at = (part.first + i) * m.ld + part.from + j;
+      weights[at] = keep * before[at] - (o.momentum ? move * rate[at] : 0.0f);
+      if (o.momentum) momentum[at] = decay * rate[at];
+    });
+    __syncthreads();
+  }
+  layer_write<kArithmetic>(weights, w, o, part, w.k, w.h, c.rows, w.d[l],
+                           {-1, in_product ? keep : 1.0f, cf});
   if (o.momentum)
-    layer_write<kArithmetic>(momentum, w, o, columns, w.k, w.h, c.rows, w.d[l], {1, 1, w.a});
+    layer_write<kArithmetic>(momentum, w, o, part, w.k, w.h, c.rows, w.d[l], {1, 1, w.a});
 }
 
 // w.y [tokens, vp]. A barrier comes before and after.
@@ -83,7 +87,7 @@ __device__ __forceinline__ void dual_forward(const OmegaWork& w, const OmegaOpti
   __syncthreads();
   dual_reads<kArithmetic>(w, o);
   if (!advance) return;
-  for (int l = 0; l < o.matrices; ++l) dual_advance<kArithmetic>(w, o, all_columns(o, l));
+  for (int l = 0; l < o.matrices; ++l) dual_advance<kArithmetic>(w, o, whole_matrix(o, l));
 }
 
 }  // namespace atlas::kernels::cuda

@@ -208,15 +208,16 @@ struct StateDots {
 
 __device__ __forceinline__ void add_state_dots(StateDots& dots, const OmegaWork& w,
                                                const OmegaGrads& g, const OmegaOptions& o,
-                                               const LayerColumns& columns) {
-  const OmegaMatrix& m = o.sizes.matrix[columns.l];
-  const View &before = w.before.matrix[columns.l], &rate = w.rate.matrix[columns.l];
-  each(m.in, columns.count, [&](int i, int j) {
-    j += columns.from;
+                                               const LayerPart& part) {
+  const OmegaMatrix& m = o.sizes.matrix[part.l];
+  const View &before = w.before.matrix[part.l], &rate = w.rate.matrix[part.l];
+  each(part.inputs, part.outputs, [&](int i, int j) {
+    i += part.first;
+    j += part.from;
     const int at = m.at + i * m.ld + j;
     const float grad = g.weights[at];
     dots.m += grad * before.at[i * before.row + j * before.column];
-    if (!has_momentum(o, columns.l)) return;
+    if (!has_momentum(o, part.l)) return;
     const float s = rate.at[i * rate.row + j * rate.column];
     dots.s -= grad * s;
     dots.p += g.momentum[at] * s;
@@ -236,28 +237,27 @@ __device__ __forceinline__ void use_state_dots(const OmegaWork& w, const OmegaGr
   g.p[last] += dots.p;
 }
 
-// Columns of the states' gradients from those of what the chunk leaves to those of what enters it,
+// A part of the states' gradients from those of what the chunk leaves to those of what enters it,
 // but for M_ref's. A barrier comes before and after.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void states_backward(const OmegaWork& w, const OmegaGrads& g,
-                                                const OmegaOptions& o,
-                                                const LayerColumns& columns) {
-  const int l = columns.l, last = w.chunk.tokens - 1;
+                                                const OmegaOptions& o, const LayerPart& part) {
+  const int l = part.l, last = w.chunk.tokens - 1;
   const OmegaMatrix& m = o.sizes.matrix[l];
   const float keep = w.m[last], move = w.s[last], decay = w.p[last];
-  each(m.in, columns.count, [&](int i, int j) {
-    const int at = m.at + i * m.ld + columns.from + j;
+  each(part.inputs, part.outputs, [&](int i, int j) {
+    const int at = m.at + (part.first + i) * m.ld + part.from + j;
     const float grad = g.weights[at];
     g.weights[at] = keep * grad;
     if (has_momentum(o, l)) g.momentum[at] = decay * g.momentum[at] - move * grad;
   });
   __syncthreads();
   const float* const grad_y = grad_read(g, o, l);
-  layer_write<kArithmetic>(g.weights + m.at, w, o, columns, w.q, w.query_h, w.chunk.tokens, grad_y,
+  layer_write<kArithmetic>(g.weights + m.at, w, o, part, w.q, w.query_h, w.chunk.tokens, grad_y,
                            {1, 1, w.m});
   if (has_momentum(o, l))
-    layer_write<kArithmetic>(g.momentum + m.at, w, o, columns, w.q, w.query_h, w.chunk.tokens,
-                             grad_y, {-1, 1, w.s});
+    layer_write<kArithmetic>(g.momentum + m.at, w, o, part, w.q, w.query_h, w.chunk.tokens, grad_y,
+                             {-1, 1, w.s});
 }
 
 // The last token's m, s, p, and the gradients of the states that enter the chunk, of which the
@@ -267,13 +267,13 @@ __device__ __forceinline__ void dual_backward_states(const OmegaWork& w, const O
                                                      const OmegaOptions& o) {
   if (g.stage != OmegaStage::states) {
     StateDots dots;
-    for (int l = 0; l < o.matrices; ++l) add_state_dots(dots, w, g, o, all_columns(o, l));
+    for (int l = 0; l < o.matrices; ++l) add_state_dots(dots, w, g, o, whole_matrix(o, l));
     dots = block_sum(dots, w.line);
     if (thread_id() == 0) use_state_dots(w, g, dots);
     __syncthreads();
   }
   if (g.stage == OmegaStage::tokens) return;
-  for (int l = 0; l < o.matrices; ++l) states_backward<kArithmetic>(w, g, o, all_columns(o, l));
+  for (int l = 0; l < o.matrices; ++l) states_backward<kArithmetic>(w, g, o, whole_matrix(o, l));
 }
 
 // Adjoint of dual_reads, of the tokens: g.q is added to. A barrier comes before and after.
@@ -292,12 +292,11 @@ __device__ __forceinline__ void first_layer_queries(const OmegaWork& w, const Om
   if (g.stage == OmegaStage::states) return;
   scores_backward<kArithmetic>(w, g, o);
   if (g.wants_u)
-    lifted_backward(w, g, o, g.q, w.q, w.chunk.tokens,
-                    [&](float* out, int ld, int first, int count) {
-                      for (int l = 0; l < sz.first_layer; ++l)
-                        read_to_inputs<kArithmetic>(w, o, l, grad_read(g, o, l), out, ld, first,
-                                                    count);
-                    });
+    lifted_backward(
+        w, g, o, g.q, w.q, w.chunk.tokens, [&](float* out, int ld, int first, int count) {
+          for (int l = 0; l < sz.first_layer; ++l)
+            read_to_inputs<kArithmetic>(w, o, l, grad_read(g, o, l), out, ld, first, count);
+        });
 }
 
 // ... and of the rows, and of memory_signals but for M_ref: grad_k [rows, kp] is added to. A

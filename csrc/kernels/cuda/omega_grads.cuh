@@ -6,18 +6,18 @@ namespace atlas::kernels::cuda {
 
 // Adjoints of what OmegaWork names; like it, in shared memory.
 struct OmegaGrads {
-  float *weights, *momentum;   // states; in: after the chunk, out: before it
-  float* reference;            // a state: of M_ref where that is an argument of its own, else null
-  float* y;                    // [chunk, vp]
-  float* q;                    // [chunk, kp]
-  float *k_sum, *v_sum;        // [rows, kp], [rows, vp] slot j: token first - (W-1) + j
-  float* d[kOmegaMatrices];    // [rows, ld]; the last one is of e
-  float* h;                    // [rows, fp] of the rows' hidden layer
-  float* query_h;              // [chunk, fp]
-  float* queries[2];           // [chunk, fp]
-  float *cf, *scores;          // [chunk, rp]
-  float *pair, *other;         // [chunk, rp] scratch; in the end `pair` has the gradient of A
-  // -Cf kernel of each matrix, and the gradient of the last one's kernel. But in a team the last
+  float *weights, *momentum;  // states; in: after the chunk, out: before it
+  float* reference;           // a state: of M_ref where that is an argument of its own, else null
+  float* y;                   // [chunk, vp]
+  float* q;                   // [chunk, kp]
+  float *k_sum, *v_sum;       // [rows, kp], [rows, vp] slot j: token first - (W-1) + j
+  float* d[kOmegaMatrices];   // [rows, ld]; the last one is of e
+  float* h;                   // [rows, fp] of the rows' hidden layer
+  float* query_h;             // [chunk, fp]
+  float* queries[2];          // [chunk, fp]
+  float *cf, *scores;         // [chunk, rp]
+  float *pair, *other;        // [chunk, rp] scratch; in the end `pair` has the gradient of A
+  // -Cf kernel of each matrix, and the gradient of the last one's kernel. Outside teams the last
   // ones are pair and scores themselves.
   float *pairs[kOmegaMatrices], *last_scores;
   float *wide, *wide2;         // [rows, max(kp, vp, fp)] scratch

@@ -63,19 +63,28 @@ __device__ __forceinline__ void hidden_layer(float* h, const float* z1, const fl
   });
 }
 
-// Calls use(first, count, x, ld) for columns [first, first + count) of layer l's inputs, x [n, ld]:
-// phi of the rows [n, kp], tile by tile, or h [n, fp]. One place, so that a product in it is called
-// from one place. A barrier comes before.
+// Inputs [first, first + inputs) and outputs [from, from + outputs) of matrix l.
+struct LayerPart {
+  int l, first, inputs, from, outputs;
+};
+
+__device__ __forceinline__ LayerPart whole_matrix(const OmegaOptions& o, int l) {
+  return {l, 0, o.sizes.matrix[l].in, 0, o.sizes.matrix[l].out};
+}
+
+// Calls use(first, count, x, ld) for columns [first, first + count) of the part's inputs, x [n,
+// ld]: phi of the rows [n, kp], tile by tile, or h [n, fp]. One place, so that a product in it is
+// called from one place. A barrier comes before.
 template <class Use>
-__device__ __forceinline__ void each_layer_input(const OmegaWork& w, const OmegaOptions& o, int l,
-                                                 const float* rows, const float* h, int n,
-                                                 const Use& use) {
+__device__ __forceinline__ void each_layer_input(const OmegaWork& w, const OmegaOptions& o,
+                                                 const LayerPart& part, const float* rows,
+                                                 const float* h, int n, const Use& use) {
   const OmegaSizes& sz = o.sizes;
-  const bool phi = sees_phi(o, l), lifted = phi && o.degree > 0;
-  const int in = sz.matrix[l].in, step = lifted ? sz.tile : in;
-  for (int first = 0; first < in; first += step) {
-    const int count = min(step, in - first);
-    const float* x = phi ? rows : h;
+  const bool phi = sees_phi(o, part.l), lifted = phi && o.degree > 0;
+  const int end = part.first + part.inputs, step = lifted ? sz.tile : part.inputs;
+  for (int first = part.first; first < end; first += step) {
+    const int count = min(step, end - first);
+    const float* x = (phi ? rows : h) + first;
     int ld = phi ? sz.kp : sz.fp;
     if (lifted) {
       lift_tile(w, o, rows, n, first, count);
@@ -92,7 +101,8 @@ __device__ __forceinline__ void layer_read(float* out, const OmegaWork& w, const
                                            int l, const float* rows, const float* h, int n,
                                            const View& matrix, Scaling scaling) {
   const OmegaMatrix& m = o.sizes.matrix[l];
-  each_layer_input(w, o, l, rows, h, n, [&](int first, int count, const float* x, int ld) {
+  const LayerPart whole = whole_matrix(o, l);
+  each_layer_input(w, o, whole, rows, h, n, [&](int first, int count, const float* x, int ld) {
     const View part{matrix.at + static_cast<int64_t>(first) * matrix.row, matrix.row,
                     matrix.column};
     product<kArithmetic>(out, m.ld, n, m.out, count, plain(x, ld), part, scaling);
@@ -100,26 +110,16 @@ __device__ __forceinline__ void layer_read(float* out, const OmegaWork& w, const
   });
 }
 
-// Outputs [from, from + count) of matrix l.
-struct LayerColumns {
-  int l, from, count;
-};
-
-__device__ __forceinline__ LayerColumns all_columns(const OmegaOptions& o, int l) {
-  return {l, 0, o.sizes.matrix[l].out};
-}
-
-// matrix = beta matrix + alpha inputᵀ (depth_i d_i) in some of its columns.
+// matrix = beta matrix + alpha inputᵀ (depth_i d_i) in a part of it.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void layer_write(float* matrix, const OmegaWork& w,
-                                            const OmegaOptions& o, const LayerColumns& columns,
+                                            const OmegaOptions& o, const LayerPart& part,
                                             const float* rows, const float* h, int n,
                                             const float* d, const Scaling& scaling) {
-  const int ld = o.sizes.matrix[columns.l].ld;
-  each_layer_input(w, o, columns.l, rows, h, n, [&](int first, int count, const float* x, int x_ld) {
-    product<kArithmetic>(matrix + static_cast<int64_t>(first) * ld + columns.from, ld, count,
-                         columns.count, n, transposed(x, x_ld), plain(d + columns.from, ld),
-                         scaling);
+  const int ld = o.sizes.matrix[part.l].ld;
+  each_layer_input(w, o, part, rows, h, n, [&](int first, int count, const float* x, int x_ld) {
+    product<kArithmetic>(matrix + static_cast<int64_t>(first) * ld + part.from, ld, count,
+                         part.outputs, n, transposed(x, x_ld), plain(d + part.from, ld), scaling);
   });
 }
 
@@ -128,7 +128,7 @@ __device__ __forceinline__ void layer_write(float* matrix, const OmegaWork& w,
                                             const OmegaOptions& o, int l, const float* rows,
                                             const float* h, int n, const float* d,
                                             const Scaling& scaling) {
-  layer_write<kArithmetic>(matrix, w, o, all_columns(o, l), rows, h, n, d, scaling);
+  layer_write<kArithmetic>(matrix, w, o, whole_matrix(o, l), rows, h, n, d, scaling);
 }
 
 // (5), (6): d of the first layer from b and the rows' z1, z3, which may be d. Barrier by the

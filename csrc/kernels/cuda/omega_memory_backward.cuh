@@ -94,26 +94,27 @@ __device__ __forceinline__ void signals_to_inputs(const OmegaWork& w, const Omeg
   }
 }
 
-// ... and for columns of M_ref, whose gradient, a state, is added to.
+// ... and for a part of M_ref, whose gradient, a state, is added to.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void signals_to_reference(const OmegaWork& w, const OmegaGrads& g,
                                                      const OmegaOptions& o, float* reference,
-                                                     const LayerColumns& columns) {
+                                                     const LayerPart& part) {
   const OmegaSizes& sz = o.sizes;
-  const int l = columns.l, rows = w.chunk.rows;
+  const int l = part.l, rows = w.chunk.rows;
   float* const grad = reference + sz.matrix[l].at;
   if (is_deep(o) && l == last_matrix(o))
-    product<kArithmetic>(grad + columns.from, sz.vp, o.hidden, columns.count, rows,
-                         transposed(w.b, sz.fp), plain(w.d[l] + columns.from, sz.vp), {1, 1});
+    product<kArithmetic>(grad + part.first * sz.vp + part.from, sz.vp, part.inputs, part.outputs,
+                         rows, transposed(w.b + part.first, sz.fp),
+                         plain(w.d[l] + part.from, sz.vp), {1, 1});
   if (o.l2 || l < last_matrix(o))
-    layer_write<kArithmetic>(grad, w, o, columns, w.k, w.h, rows, g.d[l], {1, 1});
+    layer_write<kArithmetic>(grad, w, o, part, w.k, w.h, rows, g.d[l], {1, 1});
 }
 
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void reference_backward(const OmegaWork& w, const OmegaGrads& g,
                                                    const OmegaOptions& o, float* reference) {
   for (int l = 0; l < o.matrices; ++l)
-    signals_to_reference<kArithmetic>(w, g, o, reference, all_columns(o, l));
+    signals_to_reference<kArithmetic>(w, g, o, reference, whole_matrix(o, l));
 }
 
 }  // namespace atlas::kernels::cuda

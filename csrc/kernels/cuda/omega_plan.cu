@@ -13,7 +13,8 @@ namespace {
 // Beside the dynamic shared memory: OmegaWork, OmegaGrads, TeamWork.
 constexpr int64_t kStaticBytes = 1 << 10;
 
-static_assert(sizeof(OmegaWork) + sizeof(OmegaGrads) + sizeof(TeamWork) <= kStaticBytes, "static shared memory");
+static_assert(sizeof(OmegaWork) + sizeof(OmegaGrads) + sizeof(TeamWork) <= kStaticBytes,
+              "static shared memory");
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -97,23 +98,30 @@ int parts_for(OmegaPass pass, const OmegaOptions& o, int slices, int64_t items, 
 }
 
 // Teams for a deep memory that does not fit on chip, where (sequence, head) pairs leave
-// multiprocessors idle: a tile's rows and columns a block at least, more where blocks would not
-// work at the same time.
+// multiprocessors idle: a block has a tile's rows and columns at least, more where not all blocks
+// of a launch would work at the same time. There is a launch for every chunk that a packed sequence
+// may have, also where many share the tokens and none has so many.
 OmegaTeam team_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int multiprocessors,
-                   int64_t chunks, int threads) {
+                   int64_t chunks, int64_t packed, int threads) {
+  constexpr int64_t kMostPacked = 8;
   OmegaTeam team{};
-  if (o.matrices == 1 || o.schedule.steps > 0 || 2 * items > multiprocessors) return team;
-  team.rows = kTileRows;
-  while (items * row_slabs(o, team) > multiprocessors) team.rows += kTileRows;
-  team.columns = kTileColumns;
-  while (items * column_slabs(o, team.columns) > multiprocessors &&
-         column_slabs(o, team.columns) > o.matrices)
-    team.columns += kTileColumns;
-  team.chunks = chunks;
+  if (o.matrices == 1 || o.schedule.steps > 0 || 2 * items > multiprocessors ||
+      packed > kMostPacked)
+    return team;
   const bool backward = pass == OmegaPass::backward;
-  for (const TeamStep step :
-       {TeamStep::rebuild, TeamStep::tokens, TeamStep::rows, TeamStep::states})
-    team.blocks = std::max<int64_t>(team.blocks, items * team_ranks(step, backward, o, team));
+  team = {kTileRows, kTileColumns, o.sizes.tile, chunks, 0, 0};
+  const auto blocks = [&] { return items * most_team_ranks(backward, o, team); };
+  while (blocks() > multiprocessors) {
+    const bool cut_rows = row_slabs(o, team) > 1, cut_parts = part_count(o, team) > o.matrices;
+    if (!cut_rows && !cut_parts) break;
+    if (cut_parts && (!cut_rows || part_count(o, team) >= row_slabs(o, team))) {
+      team.columns += kTileColumns;
+      team.features += o.sizes.tile;
+    } else {
+      team.rows += kTileRows;
+    }
+  }
+  team.blocks = blocks();
   OmegaWork work{};
   OmegaGrads grads{};
   TeamWork team_work{};
@@ -130,7 +138,7 @@ OmegaTeam team_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int mul
 
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
                           int64_t items, int capability, int multiprocessors, int limit,
-                          int64_t chunks, int64_t rows) {
+                          int64_t chunks, int64_t packed, int64_t rows) {
   if (limit < 0) limit = shared_kibibytes(capability) << 10;
   constexpr int64_t kFloat = sizeof(float);
   const int64_t most = (limit - kStaticBytes) / kFloat;
@@ -149,7 +157,7 @@ OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dty
   plan.tensor_cores = capability >= 80 && (dtype != Dtype::f32 || allow_tf32);
   plan.threads = block_threads_for(pass, o);
   if (!plan.state_on_chip && pass != OmegaPass::update)
-    plan.team = team_for(pass, o, items, multiprocessors, chunks, plan.threads);
+    plan.team = team_for(pass, o, items, multiprocessors, chunks, packed, plan.threads);
   if (plan.team.rows > 0) {
     OmegaWork own{};
     OmegaArena wanted{nullptr, nullptr, std::numeric_limits<int64_t>::max()};
@@ -168,10 +176,10 @@ OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dty
 }
 
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
-                          int64_t items, int64_t chunks, int64_t rows) {
+                          int64_t items, int64_t chunks, int64_t packed, int64_t rows) {
   const Device device = current_device();
   return omega_rule_plan(pass, options, dtype, allow_tf32, items, device.capability,
-                         device.multiprocessors, device.shared_bytes, chunks, rows);
+                         device.multiprocessors, device.shared_bytes, chunks, packed, rows);
 }
 
 }  // namespace atlas::kernels::cuda

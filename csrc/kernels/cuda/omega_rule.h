@@ -148,10 +148,12 @@ struct OmegaUpdate {
 
 // Blocks that share each chunk of an item (omega_team.cuh).
 struct OmegaTeam {
-  int rows, columns;  // of a block's share of window rows, tokens or matrices; 0: there are no teams
-  int64_t chunks;     // most of an item
-  int64_t floats;     // that an item's blocks share, behind all blocks' scratch
-  int64_t blocks;     // most of a launch
+  // What a block has: window rows or tokens (0: there are no teams); columns of a matrix or some of
+  // the features that it sees.
+  int rows, columns, features;
+  int64_t chunks;  // most of an item
+  int64_t floats;  // that an item's blocks share, behind all blocks' scratch
+  int64_t blocks;  // most of a launch
 };
 
 // How a call runs: blocks, threads of one, shared memory and scratch of one.
@@ -171,13 +173,13 @@ struct OmegaPlan {
 enum class OmegaPass : int { forward, backward, update };
 
 // On a device of this capability whose blocks may have `limit` bytes of shared memory (negative:
-// what the capability has); `items` (sequence, head) pairs of at most `chunks` chunks, or rows and
-// heads; `rows` = B T H of the backward's gradients.
+// what the capability has); `items` (sequence, head) pairs of at most `chunks` chunks, which
+// `packed` sequences share, or rows and heads; `rows` = B T H of the backward's gradients.
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
                           int64_t items, int capability, int multiprocessors, int limit = -1,
-                          int64_t chunks = 1, int64_t rows = 0);
+                          int64_t chunks = 1, int64_t packed = 1, int64_t rows = 0);
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
-                          int64_t items, int64_t chunks = 1,
+                          int64_t items, int64_t chunks = 1, int64_t packed = 1,
                           int64_t rows = 0);  // on the current device
 
 cudaError_t omega_rule(const OmegaForward& args, const OmegaPlan& plan, cudaStream_t stream);

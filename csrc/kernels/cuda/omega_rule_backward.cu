@@ -5,10 +5,10 @@ namespace atlas::kernels::cuda {
 
 cudaError_t omega_rule_backward(const OmegaBackward& given, const OmegaPlan& plan,
                                 cudaStream_t stream) {
-  if (plan.team.rows > 0) return omega_team_backward(given, plan, stream);
   OmegaBackward args = given;
   args.stage = OmegaStage::all;
   args.parts = plan.parts;
+  if (plan.team.rows > 0) return omega_team_backward(args, plan, stream);
   if (plan.parts > 1) {
     args.stage = OmegaStage::states;
     OmegaPlan walk = plan;

@@ -2,8 +2,9 @@
 // Teams: where a deep memory does not fit on chip and (sequence, head) pairs are few, blocks share
 // every chunk of a pair. A chunk is a short sequence of steps, each a launch; within a step blocks
 // exchange nothing, and from one to the next everything passes through buffers in device memory,
-// laid out as a single block would have them. A block has some rows of the window, some tokens or
-// some columns of the memory's matrices, and runs the same code on them.
+// laid out as a single block would have them. A block has some rows of the window, some tokens or a
+// part of the memory, and runs the same code on them: columns of a matrix or, where phi is lifted,
+// some of its features, which are made once.
 #include "kernels/cuda/omega_grads.cuh"
 #include "kernels/cuda/omega_memory.cuh"
 
@@ -11,10 +12,12 @@ namespace atlas::kernels::cuda {
 
 // In the order of a call: begin; for every chunk rebuild, tokens and, in the backward, rows and
 // states; end.
+//   begin    parts: the state; one more block: all else
 //   rebuild  window rows: their errors; one more block: the scans
-//   tokens   tokens: the reads (their adjoint); forward: columns: the state that the chunk leaves
-//   rows     window rows: the adjoint of writes and errors; columns: (gradient, state) dots
-//   states   columns: the adjoint of the state; one more block: the scans' adjoint, results
+//   tokens   tokens: the reads (their adjoint); forward: parts: the state that the chunk leaves
+//   rows     window rows: the adjoint of writes and errors; parts: (gradient, state) dots
+//   states   parts: the adjoint of the state; one more block: the scans' adjoint, results
+//   end      parts: the state; one more block: all else
 enum class TeamStep : int { begin, rebuild, tokens, rows, states, end };
 
 struct TeamLaunch {
@@ -36,29 +39,49 @@ __host__ __device__ __forceinline__ int token_slabs(const OmegaOptions& o, const
   return slabs(o.chunk, team.rows);
 }
 
-__host__ __device__ __forceinline__ int column_slabs(const OmegaOptions& o, int columns) {
+// Parts of matrix l, and of all.
+__host__ __device__ __forceinline__ int part_count(const OmegaOptions& o, const OmegaTeam& team,
+                                                   int l) {
+  const OmegaMatrix& m = o.sizes.matrix[l];
+  return sees_phi(o, l) && o.degree > 0 ? slabs(m.in, team.features) : slabs(m.out, team.columns);
+}
+
+__host__ __device__ __forceinline__ int part_count(const OmegaOptions& o, const OmegaTeam& team) {
   int count = 0;
-  for (int l = 0; l < o.matrices; ++l) count += slabs(o.sizes.matrix[l].out, columns);
+  for (int l = 0; l < o.matrices; ++l) count += part_count(o, team, l);
   return count;
 }
 
 // Blocks of an item.
 inline int team_ranks(TeamStep step, bool backward, const OmegaOptions& o, const OmegaTeam& team) {
-  const int columns = column_slabs(o, team.columns);
+  const int parts = part_count(o, team);
   switch (step) {
-    case TeamStep::rebuild: return row_slabs(o, team) + 1;
-    case TeamStep::tokens: return token_slabs(o, team) + (backward ? 0 : columns);
-    case TeamStep::rows: return row_slabs(o, team) + columns;
-    case TeamStep::states: return columns + 1;
-    default: return 1;
+    case TeamStep::rebuild:
+      return row_slabs(o, team) + 1;
+    case TeamStep::tokens:
+      return token_slabs(o, team) + (backward ? 0 : parts);
+    case TeamStep::rows:
+      return row_slabs(o, team) + parts;
+    default:
+      return parts + 1;
   }
+}
+
+// Most of a launch.
+inline int most_team_ranks(bool backward, const OmegaOptions& o, const OmegaTeam& team) {
+  int most = team_ranks(TeamStep::begin, backward, o, team);
+  for (const TeamStep step : {TeamStep::rebuild, TeamStep::tokens, TeamStep::rows}) {
+    const int ranks = step == TeamStep::rows && !backward ? 0 : team_ranks(step, backward, o, team);
+    most = most > ranks ? most : ranks;
+  }
+  return most;
 }
 
 // What a team has beside OmegaWork and OmegaGrads.
 struct TeamWork {
   float *weights, *momentum;  // forward: the state that enters the chunk; w has the one that leaves
   float* scales;              // backward: every row slab's g.scales, one behind the other
-  float* dots;                // backward: every column slab's StateDots
+  float* dots;                // backward: every part's StateDots
 };
 
 // The forward's buffers for the chunk of this number: states take turns.
@@ -83,7 +106,7 @@ __host__ __device__ __forceinline__ void take_team(OmegaWork& w, OmegaGrads& g, 
   g.last_scores = arena.take(pairs);
   float* const scales =
       arena.take(static_cast<int64_t>(row_slabs(o, given)) * kScaleSlots * threads);
-  team = {nullptr, nullptr, scales, arena.take(3 * column_slabs(o, given.columns))};
+  team = {nullptr, nullptr, scales, arena.take(3 * part_count(o, given))};
 }
 
 // Where the item's team works. Blocks' own buffers come first.
@@ -104,20 +127,22 @@ __device__ __forceinline__ int64_t chunks_of(const OmegaOptions& o, const OmegaI
 
 __device__ __forceinline__ OmegaChunk numbered_chunk(const OmegaOptions& o, const OmegaItem& item,
                                                      int64_t number) {
-  return chunk_from(o, item,
-                    number == 0 ? 0 : first_chunk(o, item) + (number - 1) * o.chunk_size);
+  return chunk_from(o, item, number == 0 ? 0 : first_chunk(o, item) + (number - 1) * o.chunk_size);
 }
 
-// The columns of a rank.
-__device__ __forceinline__ LayerColumns columns_of(const OmegaOptions& o, const OmegaTeam& team,
-                                                   int rank) {
+__device__ __forceinline__ LayerPart part_of(const OmegaOptions& o, const OmegaTeam& team,
+                                             int rank) {
   int l = 0;
-  while (rank >= slabs(o.sizes.matrix[l].out, team.columns)) {
-    rank -= slabs(o.sizes.matrix[l].out, team.columns);
-    ++l;
+  while (rank >= part_count(o, team, l)) rank -= part_count(o, team, l++);
+  LayerPart part = whole_matrix(o, l);
+  if (sees_phi(o, l) && o.degree > 0) {
+    part.first = rank * team.features;
+    part.inputs = min(team.features, part.inputs - part.first);
+  } else {
+    part.from = rank * team.columns;
+    part.outputs = min(team.columns, part.outputs - part.from);
   }
-  const int from = rank * team.columns;
-  return {l, from, min(team.columns, o.sizes.matrix[l].out - from)};
+  return part;
 }
 
 __device__ __forceinline__ void move_on(float*& pointer, int floats) {

@@ -32,16 +32,21 @@ __device__ __forceinline__ void set_team_backward(OmegaWork& w, OmegaGrads& g, T
     else
       set_checkpoint(w.reference, args.weights_checkpoints, o, item, checkpoint);
   }
-  begin_lift(w, o);
+  if (number >= 0) begin_lift(w, o);
   __syncthreads();
 }
 
 __device__ __forceinline__ void begin_team_backward(const OmegaWork& w, const OmegaGrads& g,
-                                                    const TeamWork& team, const OmegaBackward& args,
-                                                    const OmegaTeam& given) {
-  begin_backward(w, g, args);
-  each(row_slabs(args.options, given) * kScaleSlots * block_threads(),
-       [&](int i) { team.scales[i] = 0; });
+                                                    const TeamWork& team_work,
+                                                    const OmegaBackward& args,
+                                                    const OmegaTeam& team, int rank) {
+  const OmegaOptions& o = args.options;
+  if (rank < part_count(o, team)) {
+    begin_states(w, g, args, part_of(o, team, rank));
+    return;
+  }
+  begin_sums(w, g, args);
+  each(row_slabs(o, team) * kScaleSlots * block_threads(), [&](int i) { team_work.scales[i] = 0; });
 }
 
 template <Arithmetic kArithmetic>
@@ -72,14 +77,13 @@ __device__ __forceinline__ void team_rows_backward(OmegaWork& w, OmegaGrads& g,
                                                    const OmegaBackward& args, const OmegaTeam& team,
                                                    int rank) {
   const OmegaOptions& o = args.options;
-  const int slabs = row_slabs(o, team);
-  if (rank >= slabs) {
-    const LayerColumns columns = columns_of(o, team, rank - slabs);
+  const int before = row_slabs(o, team);
+  if (rank >= before) {
     StateDots dots;
-    add_state_dots(dots, w, g, o, columns);
+    add_state_dots(dots, w, g, o, part_of(o, team, rank - before));
     dots = block_sum(dots, w.line);
     if (thread_id() > 0) return;
-    float* const to = team_work.dots + 3 * (rank - slabs);
+    float* const to = team_work.dots + 3 * (rank - before);
     to[0] = dots.m;
     to[1] = dots.s;
     to[2] = dots.p;
@@ -106,23 +110,24 @@ __device__ __forceinline__ void team_states_backward(const OmegaWork& w, const O
                                                      const OmegaTeam& team, int rank,
                                                      bool own_reference) {
   const OmegaOptions& o = args.options;
-  const int slabs = column_slabs(o, team.columns);
-  if (rank < slabs) {
-    const LayerColumns columns = columns_of(o, team, rank);
+  const int parts = part_count(o, team);
+  if (rank < parts) {
+    const LayerPart part = part_of(o, team, rank);
     float* const reference = own_reference ? g.reference : g.weights;
-    states_backward<kArithmetic>(w, g, o, columns);
-    signals_to_reference<kArithmetic>(w, g, o, reference, columns);
+    states_backward<kArithmetic>(w, g, o, part);
+    signals_to_reference<kArithmetic>(w, g, o, reference, part);
     if (keeps_reference(w, o))
-      add_tensor(reference, args.grad_final_chunk_weights, o, w.item, columns);
+      add_tensor(reference, args.grad_final_chunk_weights, o, w.item, part);
     return;
   }
-  if (thread_id() == 0) {
+  if (thread_id() < kWarp) {
     StateDots dots;
-    for (int i = 0; i < slabs; ++i) {
+    for (int i = lane_id(); i < parts; i += kWarp) {
       const float* const from = team_work.dots + 3 * i;
       dots = {dots.m + from[0], dots.s + from[1], dots.p + from[2]};
     }
-    use_state_dots(w, g, dots);
+    dots = {group_sum(dots.m), group_sum(dots.s), group_sum(dots.p)};
+    if (lane_id() == 0) use_state_dots(w, g, dots);
   }
   __syncthreads();
   scan_backward(w, g, o);
@@ -130,14 +135,19 @@ __device__ __forceinline__ void team_states_backward(const OmegaWork& w, const O
 }
 
 __device__ __forceinline__ void end_team_backward(const OmegaWork& w, const OmegaGrads& g,
-                                                  const OmegaBackward& args,
-                                                  const OmegaTeam& team) {
-  const int each_slab = kScaleSlots * block_threads(), slabs = row_slabs(args.options, team);
-  each(each_slab, [&](int i) {
-    for (int slab = 1; slab < slabs; ++slab) g.scales[i] += g.scales[slab * each_slab + i];
+                                                  const OmegaBackward& args, const OmegaTeam& team,
+                                                  int rank) {
+  const OmegaOptions& o = args.options;
+  if (rank < part_count(o, team)) {
+    end_states(w, g, args, part_of(o, team, rank));
+    return;
+  }
+  const int scales = kScaleSlots * block_threads(), count = row_slabs(o, team);
+  each(scales, [&](int i) {
+    for (int slab = 1; slab < count; ++slab) g.scales[i] += g.scales[slab * scales + i];
   });
   __syncthreads();
-  end_backward(w, g, args);
+  end_sums(w, g, args);
 }
 
 template <Arithmetic kArithmetic>
@@ -166,18 +176,26 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
   set_team_backward(w, g, team_work[0], args, launch, item, index, number, shared);
   const bool own_reference = number == 0 && args.in.chunk_weights[0].present;
   switch (launch.step) {
-    case TeamStep::begin: begin_team_backward(w, g, team_work[0], args, team); break;
+    case TeamStep::begin:
+      begin_team_backward(w, g, team_work[0], args, team, rank);
+      break;
     case TeamStep::rebuild:
       if (rank == row_slabs(o, team))
         each(w.chunk.tokens, [&](int t) { g.p[t] = g.s[t] = g.m[t] = 0; });
       rebuild_rows<kArithmetic>(w, o, args.in, team, rank, false);
       break;
-    case TeamStep::tokens: team_tokens_backward<kArithmetic>(w, g, args, team, rank); break;
-    case TeamStep::rows: team_rows_backward<kArithmetic>(w, g, team_work[0], args, team, rank); break;
+    case TeamStep::tokens:
+      team_tokens_backward<kArithmetic>(w, g, args, team, rank);
+      break;
+    case TeamStep::rows:
+      team_rows_backward<kArithmetic>(w, g, team_work[0], args, team, rank);
+      break;
     case TeamStep::states:
       team_states_backward<kArithmetic>(w, g, team_work[0], args, team, rank, own_reference);
       break;
-    case TeamStep::end: end_team_backward(w, g, args, team); break;
+    case TeamStep::end:
+      end_team_backward(w, g, args, team, rank);
+      break;
   }
 }
 

@@ -29,8 +29,16 @@ __device__ __forceinline__ void set_team_forward(OmegaWork& w, TeamWork& team,
   else
     set_memory(w.reference, o,
                launch.step == TeamStep::end && chunks > 0 ? w.weights : team.weights);
-  begin_lift(w, o);
+  if (launch.step == TeamStep::rebuild || launch.step == TeamStep::tokens) begin_lift(w, o);
   __syncthreads();
+}
+
+// The state with which the call begins.
+__device__ __forceinline__ void begin_team_forward(const TeamWork& team, const OmegaForward& args,
+                                                   const OmegaItem& item, const LayerPart& part) {
+  const OmegaOptions& o = args.options;
+  load_matrix(team.weights, args.in.weights[part.l], o, item, part);
+  if (o.momentum) load_matrix(team.momentum, args.in.momentum[part.l], o, item, part);
 }
 
 template <Arithmetic kArithmetic>
@@ -53,16 +61,16 @@ __device__ __forceinline__ void team_tokens(OmegaWork& w, const OmegaForward& ar
     store_output(w, args);
     return;
   }
-  const LayerColumns columns = columns_of(o, team, rank - tokens);
+  const LayerPart part = part_of(o, team, rank - tokens);
   const int64_t checkpoint = w.item.checkpoint + number;
   if (args.weights_checkpoints[0] != nullptr)
-    save_matrix(args.weights_checkpoints[columns.l], w.before.matrix[0].at, o, w.item, checkpoint,
-                columns);
+    save_matrix(args.weights_checkpoints[part.l], w.before.matrix[0].at, o, w.item, checkpoint,
+                part);
   if (args.momentum_checkpoints[0] != nullptr)
-    save_matrix(args.momentum_checkpoints[columns.l], w.rate.matrix[0].at, o, w.item, checkpoint,
-                columns);
+    save_matrix(args.momentum_checkpoints[part.l], w.rate.matrix[0].at, o, w.item, checkpoint,
+                part);
   if (w.chunk.first + w.chunk.tokens < w.item.length || args.weights[0] != nullptr)
-    dual_advance<kArithmetic>(w, o, columns);
+    dual_advance<kArithmetic>(w, o, part);
 }
 
 template <Arithmetic kArithmetic>
@@ -87,15 +95,16 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
   if (!outside && launch.turn >= chunks) return;
   const int64_t number = launch.step == TeamStep::end ? chunks : launch.turn;
   set_team_forward(w, team_work[0], args, launch, item, index, number, chunks, shared);
+  const int parts = part_count(o, launch.team);
   if (launch.step == TeamStep::begin) {
-    load_state(team_work[0].weights, args.in.weights, o, item);
-    if (o.momentum) load_state(team_work[0].momentum, args.in.momentum, o, item);
+    if (rank < parts) begin_team_forward(team_work[0], args, item, part_of(o, launch.team, rank));
   } else if (launch.step == TeamStep::rebuild) {
     rebuild_rows<kArithmetic>(w, o, args.in, launch.team, rank, true);
   } else if (launch.step == TeamStep::tokens) {
     team_tokens<kArithmetic>(w, args, launch.team, number, rank);
+  } else if (rank < parts) {
+    store_final(w, args, part_of(o, launch.team, rank), true);
   } else {
-    if (chunks > 0) store_memory(args.chunk_weights, w.reference, o, item);
     end_forward(w, args, item.checkpoint + chunks);
   }
 }
