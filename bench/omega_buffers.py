@@ -261,13 +261,13 @@ class OmegaMemory:
         self, block_shared: int, backward: bool, items: int, multiprocessors: int
     ) -> Team | None:
         """Blocks that share the chunks of a deep memory: team_for in omega_plan.cu."""
-        if not self.deep or self.muon or 2 * items > multiprocessors:
+        if not self.deep or self.muon or 4 * items > multiprocessors:
             return None
         if self.placement(block_shared, backward).state_on_chip:
             return None
         step = self.lift_tile if self.degree else 0
         team = Team(TILE_ROWS, TILE_COLUMNS, step)
-        while items * self.team_blocks(backward, team) > multiprocessors:
+        while items * self.team_blocks(backward, team, False) > multiprocessors:
             rows, parts = len(shares(self.rows, team.rows)), self.team_parts(team)
             if parts > len(self.matrices) and (rows == 1 or parts >= rows):
                 team = replace(
@@ -289,12 +289,11 @@ class OmegaMemory:
             for l, (width, out) in enumerate(self.matrices)
         )
 
-    def team_blocks(self, backward: bool, team: Team) -> int:
-        """Of an item, in the launch that has most."""
+    def team_blocks(self, backward: bool, team: Team, all_steps: bool = True) -> int:
+        """Of an item, in the launch that has most; some blocks of the step `rows` only add up."""
         rows, parts = len(shares(self.rows, team.rows)), self.team_parts(team)
-        if backward:
-            return max(rows + parts, rows + 1, parts + 1)
-        return max(rows + 1, len(shares(self.C, team.rows)) + parts, parts + 1)
+        tokens = 0 if backward else len(shares(self.C, team.rows)) + parts
+        return max(rows + 1, parts + 1, tokens, rows + parts if backward and all_steps else 0)
 
     def team_placement(self, block_shared: int, backward: bool, team: Team) -> Placement:
         """All buffers in device memory, but what a block has of its own."""

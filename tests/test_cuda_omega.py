@@ -162,7 +162,7 @@ def team_case(name: str) -> Case:
     return _omega(name, "", lead, **{"W": 12, "chunk_size": 32, **TEAMS[name]})
 
 
-@pytest.mark.parametrize("multiprocessors", [2, 108])
+@pytest.mark.parametrize("multiprocessors", [4, 108])
 @pytest.mark.parametrize("name", TEAMS)
 def test_teams(name: str, multiprocessors: int, backend: Any) -> None:
     """Few heads of a deep memory that does not fit on chip: blocks share every chunk."""
@@ -183,16 +183,18 @@ def test_teams(name: str, multiprocessors: int, backend: Any) -> None:
 def test_blocks_of_teams(backend: Any) -> None:
     """43 rows of the window, 32 tokens, 48 hidden units, 16 outputs; two heads."""
     case = _omega("gated", "", (1, 32), W=12, chunk_size=32, **TEAMS["gated"])
-    for multiprocessors, rows, tokens, parts in ((108, 3, 2, 5), (12, 3, 2, 3), (4, 1, 1, 3)):
+    forward_and_backward = {108: ((3, 2, 5), (3, 2, 5)), 8: ((2, 1, 3), (3, 2, 3))}
+    for multiprocessors, plans in forward_and_backward.items():
         backend.set_device(80, multiprocessors, shared_kib=6)
         backend.reset_counters()
         with torch.no_grad():
             case.run(case.inputs(F32))
-        ends = 2 * (parts + 1)
-        forward = rows + 1 + tokens + parts + ends
-        assert backend.counters()["blocks"] == 2 * forward
-        backward = rows + 1 + tokens + rows + parts + parts + 1 + ends
-        assert backward_counters(case, backend)[1] == 2 * backward
+        rows, tokens, parts = plans[0]
+        wanted = rows + 1 + tokens + parts + 2 * (parts + 1)
+        assert backend.counters()["blocks"] == 2 * wanted
+        rows, tokens, parts = plans[1]
+        wanted = rows + 1 + tokens + rows + parts + parts + 1 + 2 * (parts + 1)
+        assert backward_counters(case, backend)[1] == 2 * wanted
 
 
 def test_teams_of_features(backend: Any) -> None:
@@ -225,7 +227,7 @@ def test_endless_chunks(backend: Any) -> None:
 
 def test_no_teams_where_heads_fill_the_device_or_states_fit(backend: Any) -> None:
     case = team_case("gated")
-    for multiprocessors, kibibytes in ((7, 6), (108, 0)):
+    for multiprocessors, kibibytes in ((15, 6), (108, 0)):
         backend.set_device(80, multiprocessors, shared_kib=kibibytes)
         assert backward_counters(case, backend) == (1, 4)
 

@@ -105,13 +105,12 @@ OmegaTeam team_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int mul
                    int64_t chunks, int64_t packed, int threads) {
   constexpr int64_t kMostPacked = 8;
   OmegaTeam team{};
-  if (o.matrices == 1 || o.schedule.steps > 0 || 2 * items > multiprocessors ||
+  if (o.matrices == 1 || o.schedule.steps > 0 || 4 * items > multiprocessors ||
       packed > kMostPacked)
     return team;
   const bool backward = pass == OmegaPass::backward;
   team = {kTileRows, kTileColumns, o.sizes.tile, chunks, 0, 0};
-  const auto blocks = [&] { return items * most_team_ranks(backward, o, team); };
-  while (blocks() > multiprocessors) {
+  while (items * most_team_ranks(backward, false, o, team) > multiprocessors) {
     const bool cut_rows = row_slabs(o, team) > 1, cut_parts = part_count(o, team) > o.matrices;
     if (!cut_rows && !cut_parts) break;
     if (cut_parts && (!cut_rows || part_count(o, team) >= row_slabs(o, team))) {
@@ -121,7 +120,7 @@ OmegaTeam team_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int mul
       team.rows += kTileRows;
     }
   }
-  team.blocks = blocks();
+  team.blocks = items * most_team_ranks(backward, true, o, team);
   OmegaWork work{};
   OmegaGrads grads{};
   TeamWork team_work{};

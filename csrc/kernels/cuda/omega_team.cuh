@@ -67,11 +67,13 @@ inline int team_ranks(TeamStep step, bool backward, const OmegaOptions& o, const
   }
 }
 
-// Most of a launch.
-inline int most_team_ranks(bool backward, const OmegaOptions& o, const OmegaTeam& team) {
-  int most = team_ranks(TeamStep::begin, backward, o, team);
-  for (const TeamStep step : {TeamStep::rebuild, TeamStep::tokens, TeamStep::rows}) {
-    const int ranks = step == TeamStep::rows && !backward ? 0 : team_ranks(step, backward, o, team);
+// Most of a launch; without the step `rows` of those that multiply matrices.
+inline int most_team_ranks(bool backward, bool all, const OmegaOptions& o, const OmegaTeam& team) {
+  int most = 0;
+  for (const TeamStep step :
+       {TeamStep::rebuild, TeamStep::tokens, TeamStep::rows, TeamStep::states}) {
+    if (step == TeamStep::rows && !(backward && all)) continue;
+    const int ranks = team_ranks(step, backward, o, team);
     most = most > ranks ? most : ranks;
   }
   return most;
