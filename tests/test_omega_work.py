@@ -307,8 +307,8 @@ def test_roofline_prints(backward: bool) -> None:
     asked = roofline.parse([*arguments, *(["--backward"] if backward else [])])
     text = roofline.lines(roofline.work_of(asked), DEVICES["a100"])
     assert text[0].startswith("kernel      dual form, tf32 arithmetic on A100")
-    # Of each head 4 blocks for the tokens and 5 for the memory; backward: 5 for the window's rows and
-    # 10 for the memory.
+    # Of each head 4 blocks for the tokens and 5 for the memory; backward: 5 for the window's rows
+    # and 10 for the memory.
     idle = [line for line in text if "of 108 multiprocessors work" in line]
     assert [line[:3] for line in idle] == ([] if backward else ["72 "])
     asked = roofline.parse(["omega_rule_update", "64", "64", "64", "--heads", "4"])
