@@ -76,7 +76,7 @@ FAULTS = [
     Fault("chunk-end leak", FORWARD, "omega_dual.cuh",
           "  scan_chunk(w, o, in, true);\n  __syncthreads();\n",
           "  scan_chunk(w, o, in, true);\n  __syncthreads();\n"
-          "  if (!is_deep(o)) dual_advance<kArithmetic>(w, o, 0);\n"),
+          "  if (!is_deep(o)) dual_advance<kArithmetic>(w, o, whole_matrix(o, 0));\n"),
     Fault("error signals at the moving memory", FORWARD, "omega_forward.cuh",
           "set_memory(w.reference, args.options, args.in.chunk_weights, item);",
           "set_memory(w.reference, args.options, w.weights);"),
