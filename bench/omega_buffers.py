@@ -20,6 +20,19 @@ def leading(width: int) -> int:
     return (width + 3) // 8 * 8 + 4
 
 
+def shares(count: int, each: int) -> list[int]:
+    return [min(each, count - first) for first in range(0, count, each)]
+
+
+@dataclass(frozen=True)
+class Team:
+    """What a block has: window rows or tokens; columns of a matrix, or features that it sees."""
+
+    rows: int
+    columns: int
+    features: int
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where a block's buffers lie: floats by name, in the order in which they are taken."""
@@ -80,6 +93,10 @@ class OmegaMemory:
         return sum(width * out for width, out in self.matrices)
 
     @property
+    def states(self) -> int:
+        return 2 if self.momentum else 1
+
+    @property
     def rows(self) -> int:
         return self.C + self.W - 1
 
@@ -114,6 +131,9 @@ class OmegaMemory:
 
     def _common_buffers(self) -> Iterator[tuple[str, int]]:
         yield from ((name, self.C) for name in ("alpha", "theta", "eta", "p", "s", "m"))
+        yield from self._own_buffers()
+
+    def _own_buffers(self) -> Iterator[tuple[str, int]]:
         yield from (("line", WARPS), ("c", 5))
         if self.degree:
             yield "lift.tile", self.rows * leading(self.lift_tile)
@@ -157,6 +177,8 @@ class OmegaMemory:
             yield from ((name, pairs) for name in ("cf", "scores", "g.cf", "g.scores", "g.other"))
             yield "g.wide2", wide
         yield "g.pair", pairs
+        if not self.muon:
+            yield from ((f"g.pairs[{l}]", pairs) for l in range(1, self.first_layer))
         if self.deep:
             for l in range(self.first_layer):
                 yield from ((f"z[{l}]", rows * fp), (f"g.queries[{l}]", self.C * fp))
@@ -234,6 +256,58 @@ class OmegaMemory:
         states = {"g.weights", "g.momentum"} if backward else {"weights", "momentum"}
         on_chip = not states & device.keys()
         return Placement(shared, device, 4 * limit, on_chip)
+
+    def team(
+        self, block_shared: int, backward: bool, items: int, multiprocessors: int
+    ) -> Team | None:
+        """Blocks that share the chunks of a deep memory: team_for in omega_plan.cu."""
+        if not self.deep or self.muon or 4 * items > multiprocessors:
+            return None
+        if self.placement(block_shared, backward).state_on_chip:
+            return None
+        step = self.lift_tile if self.degree else 0
+        team = Team(TILE_ROWS, TILE_COLUMNS, step)
+        while items * self.team_blocks(backward, team, False) > multiprocessors:
+            rows, parts = len(shares(self.rows, team.rows)), self.team_parts(team)
+            if parts > len(self.matrices) and (rows == 1 or parts >= rows):
+                team = replace(
+                    team, columns=team.columns + TILE_COLUMNS, features=team.features + step
+                )
+            elif rows > 1:
+                team = replace(team, rows=team.rows + TILE_ROWS)
+            else:
+                break
+        return team
+
+    def lifts(self, layer: int) -> bool:
+        return self.degree > 0 and layer < self.first_layer
+
+    def team_parts(self, team: Team) -> int:
+        """Of all matrices: part_count in omega_team.cuh."""
+        return sum(
+            len(shares(width, team.features) if self.lifts(l) else shares(out, team.columns))
+            for l, (width, out) in enumerate(self.matrices)
+        )
+
+    def team_blocks(self, backward: bool, team: Team, all_steps: bool = True) -> int:
+        """Of an item, in the launch that has most; some blocks of the step `rows` only add up."""
+        rows, parts = len(shares(self.rows, team.rows)), self.team_parts(team)
+        tokens = 0 if backward else len(shares(self.C, team.rows)) + parts
+        return max(rows + 1, parts + 1, tokens, rows + parts if backward and all_steps else 0)
+
+    def team_placement(self, block_shared: int, backward: bool, team: Team) -> Placement:
+        """All buffers in device memory, but what a block has of its own."""
+        device = dict(self.backward_buffers() if backward else self.buffers())
+        pairs = self.C * leading(self.rows)
+        if backward:
+            scales = len(shares(self.rows, team.rows)) * 5 * self.threads
+            device |= {"g.pairs[last]": pairs, "g.last_scores": pairs, "scales": scales}
+            device["dots"] = 3 * self.team_parts(team)
+        else:
+            device["next states"] = self.states * sum(self._held())
+        own = sum(math.ceil(floats / 4) * 4 for _, floats in self._own_buffers())
+        shared_bytes = 4 * min(own, (block_shared - STATIC) // 4)
+        return Placement(dict(self._own_buffers()), device, shared_bytes, False)
 
     @property
     def threads(self) -> int:

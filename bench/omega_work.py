@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.cuda_work import BYTES, MUON_A, Device, Work, stretches
-from bench.omega_buffers import MEMORIES, TILE_COLUMNS, TILE_ROWS, OmegaMemory
+from bench.omega_buffers import MEMORIES, TILE_COLUMNS, TILE_ROWS, OmegaMemory, Team, shares
 
 __all__ = ["MEMORIES", "OmegaRule", "Product", "omega_rule", "omega_rule_update"]
 TF32_DEPTH = 8  # of one mma
@@ -89,10 +89,10 @@ class OmegaRule(OmegaMemory):
         for part in self._parts(width, layer):
             yield Product(rows, out, part)
 
-    def _write(self, rows: int, layer: int) -> Iterator[Product]:
+    def _write(self, rows: int, layer: int, columns: int = 0) -> Iterator[Product]:
         width, out = self.matrices[layer]
         for part in self._parts(width, layer):
-            yield Product(part, out, rows)
+            yield Product(part, columns or out, rows)
 
     def _parts(self, width: int, layer: int) -> list[int]:
         """The polynomial map's features come tile by tile."""
@@ -117,17 +117,18 @@ class OmegaRule(OmegaMemory):
             yield from [Product(short, short, short)] * (4 * length - 3)
             yield Product(width, out, short)
 
-    def _dual_chunk(self, chunk: Chunk, advance: bool) -> Iterator[Product]:
-        states = 2 if self.momentum else 1
+    def _dual_reads(self, tokens: int, rows: int) -> Iterator[Product]:
         for layer, (_, out) in enumerate(self.matrices):
             if layer == 0 or layer == self.first_layer:  # the layers that see phi share scores
-                depth = self.K if layer < self.first_layer else self.F
-                yield Product(chunk.tokens, chunk.rows, depth)
-            for _ in range(states):
-                yield from self._read(chunk.tokens, layer)
-            yield Product(chunk.tokens, out, chunk.rows)
+                yield Product(tokens, rows, self.K if layer < self.first_layer else self.F)
+            for _ in range(self.states):
+                yield from self._read(tokens, layer)
+            yield Product(tokens, out, rows)
+
+    def _dual_chunk(self, chunk: Chunk, advance: bool) -> Iterator[Product]:
+        yield from self._dual_reads(chunk.tokens, chunk.rows)
         for layer in range(len(self.matrices)) if advance else ():
-            for _ in range(states):
+            for _ in range(self.states):
                 yield from self._write(chunk.rows, layer)
 
     def _muon_chunk(self, chunk: Chunk) -> Iterator[Product]:
@@ -144,14 +145,37 @@ class OmegaRule(OmegaMemory):
                     yield from self.schulz(*matrix)
                     yield from self._read(1, layer)
 
-    def products(self, tokens: int, final_state: bool = False) -> Iterator[Product]:
+    def products(
+        self, tokens: int, final_state: bool = False, team: Team | None = None
+    ) -> Iterator[Product]:
         """Of the forward."""
         for chunk in self.chunks(tokens):
+            advances = final_state or not chunk.ends
+            if team:
+                yield from self._team_chunk(chunk, advances, team)
+                continue
             yield from self._signals(chunk.rows)
             if self.muon:
                 yield from self._muon_chunk(chunk)
             else:
-                yield from self._dual_chunk(chunk, final_state or not chunk.ends)
+                yield from self._dual_chunk(chunk, advances)
+
+    def _columns(self, layer: int, team: Team | None) -> list[int]:
+        """Of a matrix that a team's blocks share by columns; tiles of features are as before."""
+        out = self.matrices[layer][1]
+        return shares(out, team.columns if team and not self.lifts(layer) else out)
+
+    def _team_chunk(self, chunk: Chunk, advances: bool, team: Team) -> Iterator[Product]:
+        for rows in shares(chunk.rows, team.rows):
+            yield from self._signals(rows)
+        seen = chunk.overhang
+        for tokens in shares(chunk.tokens, team.rows):
+            seen += tokens
+            yield from self._dual_reads(tokens, seen)
+        for layer in range(len(self.matrices)) if advances else ():
+            for columns in self._columns(layer, team):
+                for _ in range(self.states):
+                    yield from self._write(chunk.rows, layer, columns)
 
     def update_products(self) -> Iterator[Product]:
         """Of one token, without Newton-Schulz."""
@@ -160,16 +184,27 @@ class OmegaRule(OmegaMemory):
             yield from self._write(self.W, layer)
             yield from self._read(1, layer)
 
-    def backward_products(self, tokens: int) -> Iterator[Product]:
+    def backward_products(self, tokens: int, team: Team | None = None) -> Iterator[Product]:
         """(20) to (31), (38) and (45); (39) to (44) with Newton-Schulz."""
         for chunk in self.chunks(tokens):
-            yield from self._signals(chunk.rows)
-            for layer, matrix in enumerate(self.matrices):
-                yield from self._signals_backward(chunk.rows, layer, *matrix)
+            # In one block, or in what each block of a team has.
+            some_rows = shares(chunk.rows, team.rows if team else chunk.rows)
+            for rows in some_rows:
+                yield from self._signals(rows)
+                for layer in range(len(self.matrices)):
+                    yield from self._signals_to_rows(rows, layer)
+            for layer in range(len(self.matrices)):
+                for columns in self._columns(layer, team):
+                    yield from self._signals_to_columns(chunk.rows, layer, columns)
+                    if not self.muon:
+                        yield from self._leave_to_columns(chunk.tokens, layer, columns)
             if self.muon:
                 yield from self._muon_backward(chunk)
-            else:
-                yield from self._dual_backward(chunk)
+                continue
+            for tokens_ in shares(chunk.tokens, team.rows if team else chunk.tokens):
+                yield from self._tokens_backward(tokens_, chunk.rows)
+            for rows in some_rows:
+                yield from self._rows_backward(rows, chunk.tokens)
 
     def repeated_products(self, tokens: int) -> Iterator[Product]:
         """Of a linear memory's backward in two launches: what both make."""
@@ -179,31 +214,47 @@ class OmegaRule(OmegaMemory):
             for _ in range(2 if self.momentum else 1):
                 yield Product(chunk.rows, self.V, self.features)  # hM
 
-    def _signals_backward(self, rows: int, layer: int, width: int, out: int) -> Iterator[Product]:
-        last = layer == len(self.matrices) - 1
-        if last and self.deep:  # ge += W2 gb, gW2 += e gbᵀ
-            yield from (Product(rows, out, width), Product(width, out, rows))
-        if self.l2 or not last:  # gW += gz inputᵀ, ginput += Wᵀ gz
-            yield from (Product(width, out, rows), Product(rows, width, out))
+    def _signals_to_rows(self, rows: int, layer: int) -> Iterator[Product]:
+        (width, out), last = self.matrices[layer], layer == len(self.matrices) - 1
+        if last and self.deep:  # ge += W2 gb
+            yield Product(rows, out, width)
+        if self.l2 or not last:  # ginput += Wᵀ gz
+            yield Product(rows, width, out)
 
-    def _dual_backward(self, chunk: Chunk) -> Iterator[Product]:
-        n, rows, states = chunk.tokens, chunk.rows, 2 if self.momentum else 1
+    def _signals_to_columns(self, rows: int, layer: int, columns: int) -> Iterator[Product]:
+        (width, _), last = self.matrices[layer], layer == len(self.matrices) - 1
+        if last and self.deep:  # gW2 += e gbᵀ
+            yield Product(width, columns, rows)
+        if self.l2 or not last:  # gW += gz inputᵀ
+            yield Product(width, columns, rows)
+
+    def _leave_to_columns(self, tokens: int, layer: int, columns: int) -> Iterator[Product]:
+        for _ in range(self.states):
+            yield Product(self.matrices[layer][0], columns, tokens)  # gM_hat
+
+    def _tokens_backward(self, tokens: int, rows: int) -> Iterator[Product]:
         for layer, (width, out) in enumerate(self.matrices):
             inner = self.K if layer < self.first_layer else self.F
             if layer == 0 or layer == self.first_layer:
-                yield Product(n, rows, inner)  # P
-                yield from (Product(n, inner, rows), Product(rows, inner, n))  # gu, gx by gP
-            yield from (Product(n, rows, out), Product(rows, out, n))  # B, gd
+                yield from (Product(tokens, rows, inner), Product(tokens, inner, rows))  # P, gu
+            yield Product(tokens, rows, out)  # B
             if self.deep and layer < self.first_layer:  # z of the queries, anew
-                yield Product(n, out, rows)
-                yield from (p for _ in range(states) for p in self._read(n, layer))
+                yield Product(tokens, out, rows)
+                yield from (p for _ in range(self.states) for p in self._read(tokens, layer))
             if self.deep and layer == 0:
-                yield Product(n, rows, inner)  # P for z
-            for _ in range(states):
-                yield Product(n, out, width)  # M_hat u
+                yield Product(tokens, rows, inner)  # P for z
+            for _ in range(self.states):
+                yield Product(tokens, out, width)  # M_hat u
+                yield Product(tokens, width, out)  # gu
+
+    def _rows_backward(self, rows: int, tokens: int) -> Iterator[Product]:
+        for layer, (width, out) in enumerate(self.matrices):
+            if layer == 0 or layer == self.first_layer:
+                inner = self.K if layer < self.first_layer else self.F
+                yield Product(rows, inner, tokens)  # gx by gP
+            yield Product(rows, out, tokens)  # gd
+            for _ in range(self.states):
                 yield Product(rows, out, width)  # hM
-                yield Product(width, out, n)  # gM_hat
-                yield Product(n, width, out)  # gu
                 yield Product(rows, width, out)  # gx
 
     def _back(self, rows: int, layer: int) -> Iterator[Product]:
@@ -264,18 +315,25 @@ def omega_rule(
         rows=rows,
     )
     part = rule.slice_of(slices)
-    useful, made = (
-        list(one.backward_products(tokens) if backward else one.products(tokens))
-        for one in (rule, part)
-    )
+    team = part.team(device.block_shared, backward, items, device.multiprocessors)
+
+    def products(one: OmegaRule, team: Team | None = None) -> list[Product]:
+        return list(
+            one.backward_products(tokens, team) if backward else one.products(tokens, team=team)
+        )
+
+    useful, made = products(rule), products(part, team)
     place, blocks = part.placement(device.block_shared, backward), items * slices
     parts = rule.parts(slices, items, chunks, device.multiprocessors, rows) if backward else 1
     started = blocks * parts
+    if team:
+        place = part.team_placement(device.block_shared, backward, team)
+        started = items * part.team_blocks(backward, team)
     if parts > 1:
         made += part.repeated_products(tokens)
     token = element * (2 * rule.K + 2 * rule.V) + 4 * (rule.W + 2 + rule.momentum)
     moved = items * tokens * token + heads * 4 * rule.size
-    states = chunks * (2 if rule.momentum else 1)
+    states = chunks * rule.states
     if backward:  # the gradients are as large as the inputs
         moved += items * (tokens * (token - element * rule.V) + states * 4 * rule.size)
         moved += heads * 4 * rule.size

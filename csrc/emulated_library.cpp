@@ -22,6 +22,7 @@ py::dict settings() {
   result["cp_async"] = kCopies[static_cast<int>(all.copies)];
   result["capability"] = all.capability;
   result["multiprocessors"] = all.multiprocessors;
+  result["shared_kib"] = all.shared_bytes >> 10;
   return result;
 }
 
@@ -51,7 +52,8 @@ PYBIND11_MODULE(_emulated, module) {
   module.def("set_order", &emulation::set_order, py::arg("order"), py::arg("seed") = 1);
   module.def("set_cp_async", &emulation::set_copies, py::arg("mode"));
   module.def("set_device", &emulation::set_device, py::arg("capability"),
-             py::arg("multiprocessors") = emulation::Settings().multiprocessors);
+             py::arg("multiprocessors") = emulation::Settings().multiprocessors,
+             py::arg("shared_kib") = 0);
   module.def("settings", &settings);
   module.def("counters", &counters);
   module.def("reset_counters", &emulation::reset_counters);

@@ -106,6 +106,10 @@ TYPICAL = (
     typical("typical", 64, memory="linear"),
     typical("typical_muon", 16, memory="gated_mlp", F=64, degree=2, ns_steps=1, ns_every=64),
 )
+# Blocks share its chunks where a block has this much shared memory.
+TEAM_KIB = 6
+TEAM = testing._omega("small_team", "", (1, 20), H=1, K=8, V=8, F=40, W=5, memory="gated_mlp",
+                      theta=True, residual=True, positions=(1,), chunk_size=20)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class OmegaCall:
     case: testing.Case
     dtype: torch.dtype
     precision: str = "highest"
+    shared_kib: int = 0
 
     @property
     def id(self) -> str:
@@ -142,7 +147,7 @@ class OmegaCall:
         return self.dtype if own else torch.float32
 
     def run_emulated(self, capability: int) -> dict[str, Tensor]:
-        with on_device(capability, self.precision):
+        with on_device(capability, self.precision, self.shared_kib):
             return self._run(self.case.inputs(self.dtype))
 
     def run_reference(self) -> dict[str, Tensor]:
@@ -151,11 +156,12 @@ class OmegaCall:
 
 
 @contextmanager
-def on_device(capability: int, precision: str) -> Iterator[None]:
+def on_device(capability: int, precision: str, shared_kib: int = 0) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        with testing.emulated(order="random", capability=capability):
+        with testing.emulated(order="random", capability=capability) as module:
+            module.set_device(capability, shared_kib=shared_kib)
             yield
     finally:
         torch.set_float32_matmul_precision(before)
@@ -171,6 +177,8 @@ def calls(group: str) -> Iterator[Call | OmegaCall]:
             for k in LANES:
                 yield Call(dtype, (5, k), degree)
     yield from (OmegaCall(case, dtype, precision) for case, dtype in omega_cases(group))
+    for dtype in DTYPES[:2] if group == "sm_80" else DTYPES[:1]:
+        yield OmegaCall(TEAM, dtype, precision, TEAM_KIB)
 
 
 def omega_cases(group: str) -> Iterator[tuple[testing.Case, torch.dtype]]:

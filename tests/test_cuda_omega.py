@@ -81,9 +81,9 @@ PARTED: dict[str, dict[str, Any]] = {
     "packed": {"lengths": (7, 0, 12), "per_sequence": True},
     "packed_in_the_middle": {"lengths": (2, 17, 0), "per_sequence": True, "positions": (7, 6, 2)},
 }  # fmt: skip
-# What a sequence may have: a position adds one, a packed one may be all of the tokens.
+# What a sequence may have: a position adds one; a packed one may have all tokens.
 PARTED_CHUNKS = {
-    "one_token_each": 19, "in_the_middle_of_chunks": 4, "packed": 5, "packed_in_the_middle": 8,
+    "one_token_each": 19, "in_the_middle_of_chunks": 4, "packed_in_the_middle": 4,
 }  # fmt: skip
 
 
@@ -138,6 +138,101 @@ def test_buffers_in_device_memory(name: str) -> None:
         check_case(case)
 
 
+TEAMS: dict[str, dict[str, Any]] = {
+    "mlp": {"K": 24, "V": 28, "F": 40, "memory": "mlp"},
+    "gated": {"K": 16, "V": 16, "F": 48, "memory": "gated_mlp", "theta": True, "residual": True},
+    "dot": {"K": 20, "V": 20, "F": 36, "memory": "gated_mlp", "objective": "dot", "theta": True},
+    "features": {
+        "K": 4, "V": 40, "F": 36, "memory": "mlp", "degree": 2, "scales": True,
+    },
+    "in_the_middle_of_chunks": {
+        "K": 12, "V": 34, "F": 33, "memory": "mlp", "positions": (3, 45), "theta": True,
+    },
+    "packed": {
+        "K": 12, "F": 40, "memory": "gated_mlp", "lengths": (40, 0, 3, 32), "per_sequence": True,
+        "theta": True,
+    },
+    "wide_window": {"K": 12, "F": 40, "memory": "mlp", "W": 50, "theta": True},
+    "one_token_each": {"K": 20, "F": 40, "memory": "mlp", "theta": True, "chunk_size": 1},
+}  # fmt: skip
+
+
+def team_case(name: str) -> Case:
+    lead = (1, 75) if name == "packed" else (2, 7 if name == "one_token_each" else 75)
+    return _omega(name, "", lead, **{"W": 12, "chunk_size": 32, **TEAMS[name]})
+
+
+@pytest.mark.parametrize("multiprocessors", [4, 108])
+@pytest.mark.parametrize("name", TEAMS)
+def test_teams(name: str, multiprocessors: int, backend: Any) -> None:
+    """Few heads of a deep memory that does not fit on chip: blocks share every chunk."""
+    case = team_case(name)
+    items = 8 if name == "packed" else 4
+    multiprocessors *= items if multiprocessors < 108 else 1
+    backend.set_device(80, multiprocessors, shared_kib=6)
+    chunks = 7 if name == "one_token_each" else 3 + (name == "in_the_middle_of_chunks")
+    backend.reset_counters()
+    with torch.no_grad():
+        case.run(case.inputs(F32))
+    assert backend.counters()["launches"] == 2 + 2 * chunks
+    assert backward_counters(case, backend)[0] == 2 + 4 * chunks
+    check_case(case)
+    check_case(case, torch.bfloat16)
+
+
+def test_blocks_of_teams(backend: Any) -> None:
+    """43 rows of the window, 32 tokens, 48 hidden units, 16 outputs; two heads."""
+    case = _omega("gated", "", (1, 32), W=12, chunk_size=32, **TEAMS["gated"])
+    forward_and_backward = {108: ((3, 2, 5), (3, 2, 5)), 8: ((2, 1, 3), (3, 2, 3))}
+    for multiprocessors, plans in forward_and_backward.items():
+        backend.set_device(80, multiprocessors, shared_kib=6)
+        backend.reset_counters()
+        with torch.no_grad():
+            case.run(case.inputs(F32))
+        rows, tokens, parts = plans[0]
+        wanted = rows + 1 + tokens + parts + 2 * (parts + 1)
+        assert backend.counters()["blocks"] == 2 * wanted
+        rows, tokens, parts = plans[1]
+        wanted = rows + 1 + tokens + rows + parts + parts + 1 + 2 * (parts + 1)
+        assert backward_counters(case, backend)[1] == 2 * wanted
+
+
+def test_teams_of_features(backend: Any) -> None:
+    """Blocks share a lifted layer's features, not its columns: 91 of them in tiles of 32."""
+    options = {"K": 12, "V": 20, "F": 40, "memory": "mlp", "degree": 2}
+    case = _omega("features", "", (1, 20), H=1, W=250, chunk_size=20, **options)
+    backend.set_device(80, 108, shared_kib=6)
+    backend.reset_counters()
+    with torch.no_grad():
+        case.run(case.inputs(F32))
+    rows, tokens, parts = 17, 2, 3 + 1
+    assert backend.counters()["blocks"] == rows + 1 + tokens + parts + 2 * (parts + 1)
+    check_case(case)
+
+
+def test_many_packed_sequences_make_no_teams(backend: Any) -> None:
+    """Each launch would be made for every chunk of the longest sequence that there may be."""
+    options = {"F": 40, "K": 12, "memory": "mlp", "theta": True}
+    for count, launches in ((8, 2 + 4 * 2), (9, 1)):
+        lengths = (2,) * count
+        case = _omega("packed", "", (1, 2 * count), lengths=lengths, chunk_size=count, **options)
+        backend.set_device(80, 108, shared_kib=6)
+        assert backward_counters(case, backend)[0] == launches
+
+
+def test_endless_chunks(backend: Any) -> None:
+    for kibibytes in (0, 6):
+        backend.set_device(80, 108, shared_kib=kibibytes)
+        check_case(_omega("endless", "", (1, 9), K=20, F=40, memory="mlp", chunk_size=2**63 - 1))
+
+
+def test_no_teams_where_heads_fill_the_device_or_states_fit(backend: Any) -> None:
+    case = team_case("gated")
+    for multiprocessors, kibibytes in ((15, 6), (108, 0)):
+        backend.set_device(80, multiprocessors, shared_kib=kibibytes)
+        assert backward_counters(case, backend) == (1, 4)
+
+
 @pytest.mark.parametrize("capability", [75, 86, 90])
 @pytest.mark.parametrize("name", ["ragged", "mlp_features", "gated_muon"])
 def test_other_devices(name: str, capability: int) -> None:
@@ -156,6 +251,18 @@ def test_shared_memory_just_below_what_needs_opting_in(backend: Any) -> None:
 def test_causality_is_bitwise(memory: str, backend: Any) -> None:
     case = _omega("causal", "", (1, 23), W=4, memory=memory, theta=True, chunk_size=8)
     check_causal(case)
+
+
+def test_causality_of_teams_is_bitwise(backend: Any) -> None:
+    backend.set_device(80, 108, shared_kib=3)
+    check_causal(_omega("causal", "", (1, 23), F=40, W=4, memory="mlp", theta=True, chunk_size=8))
+
+
+@each_wrong_bounds
+def test_wrong_cu_seqlens_in_teams(bounds: tuple[int, ...], backend: Any) -> None:
+    backend.set_device(80, 108, shared_kib=3)
+    options = {"F": 40, "memory": "mlp", "theta": True, "chunk_size": 4}
+    check_wrong_bounds(_omega("packed", "", (1, 11), lengths=(5, 6), **options), bounds)
 
 
 @each_wrong_bounds

@@ -38,6 +38,7 @@ def test_settings_hold_inside_and_come_back(backend: Any) -> None:
             "cp_async": "late",
             "capability": 90,
             "multiprocessors": 108,
+            "shared_kib": 227,
         }
     assert backend.settings() == before
 

@@ -198,6 +198,9 @@ COUNTED: dict[str, tuple[OmegaRule, int]] = {
     "degree 2": (OmegaRule(12, 12, W=6, C=16, degree=2), 40),
     "mlp": (OmegaRule(20, 20, 40, W=6, C=16, memory="mlp"), 40),
     "gated, dot": (OmegaRule(20, 24, 40, W=20, C=16, memory="gated_mlp", l2=False), 40),
+    "deep mlp": (OmegaRule(20, 20, 40, W=6, C=20, memory="mlp"), 50),  # 6 KiB of shared memory
+    "deep gated, dot": (OmegaRule(20, 24, 40, W=20, C=16, memory="gated_mlp", l2=False), 40),
+    "deep features": (OmegaRule(5, 36, 40, W=6, C=33, degree=2, memory="mlp"), 70),
     "Newton-Schulz": (OmegaRule(20, 24, W=6, C=8, ns_steps=2), 11),
     "gated, degree 2, every fourth": (
         OmegaRule(*(6, 6, 40), W=6, C=16, degree=2, memory="gated_mlp", ns_steps=2, ns_every=4),
@@ -213,12 +216,14 @@ def test_executed_operations_are_those_of_the_kernel(
     name: str, final_state: bool, multiprocessors: int
 ) -> None:
     """Tensor-core instructions of the emulated kernels, two sequences and two heads; with many
-    multiprocessors blocks share a linear memory's outputs, and its chunks in the backward."""
+    multiprocessors blocks share a linear memory's outputs, and its chunks in the backward, or every
+    chunk of a deep memory."""
     try:
         testing.has_emulated_kernel("omega_rule")
     except ImportError as error:
         pytest.skip(str(error))
     rule, tokens = COUNTED[name]
+    shared = (6 if name.startswith("deep") else BLOCK_SHARED[80]) << 10
     with_backward = not final_state and testing.has_emulated_kernel("omega_rule_backward")
     generator = torch.Generator().manual_seed(0)
     sizes: dict[str, Any] = {"H": 2, "K": rule.K, "V": rule.V, "W": rule.W}
@@ -230,7 +235,7 @@ def test_executed_operations_are_those_of_the_kernel(
     narrow |= {key: narrow[key].bfloat16() for key in "qkv"}
     names = list(testing.named_tensors(narrow)) if with_backward else []
     with testing.emulated() as module:
-        module.set_device(80, multiprocessors)
+        module.set_device(80, multiprocessors, shared >> 10)
         counts = [module.counters()["mma"]]
         out, _ = atlas_ext.omega_rule(
             **testing.require_grad(narrow, names),
@@ -246,12 +251,20 @@ def test_executed_operations_are_those_of_the_kernel(
             out.float().sum().backward()
             counts.append(module.counters()["mma"])
     forward, backward = (
-        rule.slices(BLOCK_SHARED[80] << 10, pass_, items=4, multiprocessors=multiprocessors)
+        rule.slices(shared, pass_, items=4, multiprocessors=multiprocessors)
         for pass_ in (False, True)
     )
     assert (forward > 1) == (name == "wide" and multiprocessors > 4)
     one, other = rule.slice_of(forward), rule.slice_of(backward)
-    made = [list(one.products(tokens, final_state)), list(other.backward_products(tokens))]
+    teams = [
+        one.team(shared, backward, 4, multiprocessors)
+        for one, backward in ((one, False), (other, True))
+    ]
+    assert (teams[0] is not None) == (name.startswith("deep") and multiprocessors > 4)
+    made = [
+        list(one.products(tokens, final_state, teams[0])),
+        list(other.backward_products(tokens, teams[1])),
+    ]
     if rule.parts(backward, 4, len(list(rule.chunks(tokens))), multiprocessors) > 1:
         made[1] += other.repeated_products(tokens)
     counted = zip(counts, counts[1:], (one, other), made, (forward, backward), strict=False)
@@ -294,7 +307,10 @@ def test_roofline_prints(backward: bool) -> None:
     asked = roofline.parse([*arguments, *(["--backward"] if backward else [])])
     text = roofline.lines(roofline.work_of(asked), DEVICES["a100"])
     assert text[0].startswith("kernel      dual form, tf32 arithmetic on A100")
-    assert any(line.startswith("8 of 108 multiprocessors work") for line in text)
+    # Of each head 4 blocks for the tokens and 5 for the memory; backward: 5 for the window's rows
+    # and 10 for the memory.
+    idle = [line for line in text if "of 108 multiprocessors work" in line]
+    assert [line[:3] for line in idle] == ([] if backward else ["72 "])
     asked = roofline.parse(["omega_rule_update", "64", "64", "64", "--heads", "4"])
     assert any(
         "set by memory" in line for line in roofline.lines(roofline.work_of(asked), DEVICES["h100"])

@@ -41,7 +41,7 @@ def emulated(
         _common.use_emulated(used)
         module.set_order(before["order"], before["seed"])
         module.set_cp_async(before["cp_async"])
-        module.set_device(before["capability"], before["multiprocessors"])
+        module.set_device(before["capability"], before["multiprocessors"], before["shared_kib"])
 
 
 def has_emulated_kernel(name: str) -> bool:

@@ -213,8 +213,9 @@ inline OmegaShape check_omega_rule(const char* op, const Tensor& q, const Tensor
 inline int64_t checkpoints_of(const OmegaShape& shape, int64_t chunk, bool has_position,
                               bool packed) {
   const int64_t extra = has_position ? 1 : 0;
-  if (packed) return shape.tokens / chunk + shape.sequences * (1 + extra);
-  return shape.sequences * ((shape.tokens + chunk - 1) / chunk + extra);
+  const int64_t whole = shape.tokens / chunk;
+  if (packed) return whole + shape.sequences * (1 + extra);
+  return shape.sequences * (whole + (shape.tokens % chunk != 0) + extra);
 }
 
 // Shapes of the list that omega_rule returned with save_checkpoints.

@@ -112,13 +112,10 @@ OmegaGradients omega_rule_backward_cuda(
   OmegaGradients result = new_gradients(args, given, grad_mask, NewKernelResult{cuda, op});
   Tensors& grads = std::get<0>(result);
   cuda_kernels::OmegaPlan plan{};
-  // A packed sequence may have all tokens.
-  const int64_t chunks =
-      call.checkpoints / (cu_seqlens ? 1 : std::max<int64_t>(1, shape.sequences));
   if (call.items() > 0)
     plan = cuda_kernels::omega_rule_plan(cuda_kernels::OmegaPass::backward, args.options,
-                                         call.dtype, allow_tf32, call.items(), chunks,
-                                         shape.batch * shape.tokens * shape.heads);
+                                         call.dtype, allow_tf32, call.items(), call.chunks(),
+                                         call.packed(), shape.batch * shape.tokens * shape.heads);
   const bool wants_scales = feature_scales && (grad_mask & kScales);
   const Tensor scales = torch::stable::new_zeros(
       q, {wants_scales ? call.items() * plan.slices * plan.parts : 0, degree + 1},

@@ -87,7 +87,7 @@ std::vector<kernels::cpu::OmegaSequence> sequences_of(const char* op, const Omeg
                 shape_text(bounds));
   }
   const int64_t extra = position ? 1 : 0;
-  const int64_t each = (shape.tokens + chunk - 1) / chunk + extra;
+  const int64_t each = shape.tokens / chunk + (shape.tokens % chunk != 0) + extra;
   MaybeTensor positions;
   if (position) positions = torch::stable::contiguous(*position);
   for (int64_t n = 0; n < shape.sequences; ++n) {

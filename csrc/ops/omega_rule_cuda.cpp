@@ -43,8 +43,9 @@ OmegaOutputs omega_rule_cuda(const Tensor& q, const Tensor& k,
   if (output_final_state)
     args.position = static_cast<int64_t*>(cuda.write(std::get<6>(result), "final_position"));
   if (call.items() == 0) return result;
-  const cuda_kernels::OmegaPlan plan = cuda_kernels::omega_rule_plan(
-      cuda_kernels::OmegaPass::forward, args.options, call.dtype, allow_tf32, call.items());
+  const cuda_kernels::OmegaPlan plan =
+      cuda_kernels::omega_rule_plan(cuda_kernels::OmegaPass::forward, args.options, call.dtype,
+                                    allow_tf32, call.items(), call.chunks(), call.packed());
   const Tensor memory = omega_scratch(q, plan);
   args.space.device = static_cast<float*>(cuda.scratch(memory, "scratch"));
   check_launch(cuda_kernels::omega_rule(args, plan, cuda.stream()), call.op);

@@ -210,11 +210,22 @@ struct OmegaCudaCall {
   }
 
   int64_t items() const { return shape.sequences * shape.heads; }
+  // That a sequence may have: of a packed one all tokens, and one more where it begins in the
+  // middle of a chunk.
+  int64_t chunks() const {
+    return shape.tokens / options.chunk_size + (shape.tokens % options.chunk_size != 0) +
+           (in.position != nullptr);
+  }
+  int64_t packed() const { return in.cu_seqlens != nullptr ? shape.sequences : 1; }
 };
 
 // What blocks work in beside shared memory.
 inline Tensor omega_scratch(const Tensor& like, const kernels::cuda::OmegaPlan& plan) {
-  return torch::stable::new_empty(like, {plan.blocks * plan.scratch_bytes / 4}, ScalarType::Float);
+  const bool teams = plan.team.rows > 0;
+  const int64_t blocks = teams ? plan.team.blocks : plan.blocks,
+                shared = teams ? plan.blocks * plan.team.floats : 0;
+  return torch::stable::new_empty(like, {blocks * plan.scratch_bytes / 4 + shared},
+                                  ScalarType::Float);
 }
 
 }  // namespace atlas::ops

@@ -17,7 +17,7 @@ __device__ __forceinline__ void exp_backward_chunk(const ExpOmegaWork& w, const 
   const OmegaOptions& o = args.options.omega;
   const OmegaSizes& sz = o.sizes;
   const OmegaChunk& c = w.chunk;
-  const int last = last_matrix(o), tokens = c.tokens, rows = c.rows();
+  const int last = last_matrix(o), tokens = c.tokens, rows = c.rows;
   const int64_t end = w.item.position + w.item.length;
   load_chunk(w, o, args.in.omega);
   const OmegaTensor& grad_o = args.grad_o;
@@ -37,7 +37,8 @@ __device__ __forceinline__ void exp_backward_chunk(const ExpOmegaWork& w, const 
   each(rows + tokens, [&](int i) { g.factor[i] = i < rows ? 1.0f : w.m[i - rows]; });
   if (args.options.normalize == ExpNormalize::rms) root_mean_square_backward<kArithmetic>(w, g, o);
   if (is_deep(o)) {
-    last_layer_backward<kArithmetic>(w, g, o);
+    last_layer_queries<kArithmetic>(w, g, o);
+    last_layer_rows<kArithmetic>(w, g, o);
     for (int l = 0; l < sz.first_layer; ++l) {
       read_gates_backward<kArithmetic>(w, g, o, l, g.queries[l]);
       if (g.wants_u) read_to_inputs<kArithmetic>(w, o, l, g.queries[l], g.q, sz.kp, 0, o.key);
@@ -54,7 +55,7 @@ __device__ __forceinline__ void exp_backward_chunk(const ExpOmegaWork& w, const 
   if (is_deep(o)) {
     float* const reference = own_reference ? g.reference : g.weights;
     dual_backward_states<kArithmetic>(w, g, o);
-    signals_to_reference<kArithmetic>(w, g, o, reference);
+    reference_backward<kArithmetic>(w, g, o, reference);
     // The last chunk's M_ref is the final chunk_weights unless the chunk is closed.
     if (leaves) add_tensors(reference, args.grad_final_chunk_weights, o, w.item);
   }
@@ -77,7 +78,7 @@ __device__ __forceinline__ void set_chunk(ExpOmegaWork& w, ExpOmegaGrads& g,
       set_memory(w.reference, o, w.before);
   }
   if (thread_id() == 0) {
-    const int rows = chunk.rows(), last = last_matrix(o);
+    const int rows = chunk.rows, last = last_matrix(o);
     const OmegaMatrix& m = o.sizes.matrix[last];
     w.chunk = chunk;
     w.q = w.k + rows * o.sizes.kp;

@@ -22,7 +22,7 @@ __device__ __forceinline__ void begin_sums(const ExpOmegaWork& w, const ExpOmega
   for (int set = 0; set < row_sets(o); ++set) {
     float* const queries = query_sums(w, o, set);
     each(c.tokens, width, [&](int t, int j) { queries[t * ld + j] = 0; });
-    if (is_deep(o)) each(c.rows(), width, [&](int i, int j) { w.z[set][i * ld + j] = 0; });
+    if (is_deep(o)) each(c.rows, width, [&](int i, int j) { w.z[set][i * ld + j] = 0; });
   }
   if (options.normalize == ExpNormalize::softmax)
     each(c.tokens, [&](int t) {
@@ -40,7 +40,7 @@ __device__ __forceinline__ void walk_past(const ExpOmegaWork& w, const ExpOmegaO
   const OmegaOptions& o = options.omega;
   const OmegaChunk& c = w.chunk;
   const int ld = row_ld(o), width = row_width(o);
-  const int window = reads_window(o) ? c.rows() : 0;  // of the kernel's rows, the first ones
+  const int window = reads_window(o) ? c.rows : 0;  // of the kernel's rows, the first ones
   const bool own = own_reference(w, in), normalized = options.normalize == ExpNormalize::softmax;
   float* const of_queries = w.kernel + window * kKernelLd;
   for (int64_t first = 0; first < c.position; first += kKeyBlock) {
@@ -82,7 +82,7 @@ __device__ __forceinline__ void read_window(const ExpOmegaWork& w, const ExpOmeg
   const OmegaOptions& o = options.omega;
   const OmegaSizes& sz = o.sizes;
   const OmegaChunk& c = w.chunk;
-  const int ld = row_ld(o), width = row_width(o), rp = sz.rp, rows = c.rows();
+  const int ld = row_ld(o), width = row_width(o), rp = sz.rp, rows = c.rows;
   const int before = c.first < c.overhang ? c.overhang - static_cast<int>(c.first) : 0;
   load_past_keys(w.k, o, in, w.item, c.position - c.overhang, before);
   __syncthreads();
@@ -125,7 +125,7 @@ __device__ __forceinline__ void read_deep(const ExpOmegaWork& w, const OmegaOpti
   inside_coefficients<kArithmetic>(w, sz.rp, w.query_h, w.h, sz.fp, o.hidden, 0);
   dual_read<kArithmetic>(w.y, w, o, last);
   if (!advance) return;
-  dual_advance<kArithmetic>(w, o, last);
+  dual_advance<kArithmetic>(w, o, whole_matrix(o, last));
   const float keep = w.m[c.tokens - 1];
   for (int l = 0; l < sz.first_layer; ++l) {
     const OmegaMatrix& m = sz.matrix[l];
@@ -144,7 +144,7 @@ __device__ __forceinline__ void push_rows(const ExpOmegaWork& w, const OmegaOpti
   const float* const cf = w.cf + (c.tokens - 1) * o.sizes.rp;
   float* const past = w.past + (c.position - c.overhang) * row;
   for (int set = 0; set < row_sets(o); ++set)
-    each(c.rows(), width, [&](int i, int j) {
+    each(c.rows, width, [&](int i, int j) {
       const int at = i * row + set * width + j;
       const bool seen = i < c.overhang;  // the chunk's own tokens start from zero
       const float d = w.d[set][i * ld + j], b = (seen ? past[at] : 0.0f) - cf[i] * d;

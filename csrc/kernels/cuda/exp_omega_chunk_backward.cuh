@@ -20,12 +20,12 @@ __device__ __forceinline__ void write_rows_backward(const ExpOmegaWork& w, const
   const bool begins_a = !is_deep(o);
   const float* const past =
       g.past + (c.position - c.overhang) * static_cast<int64_t>(row) + set * width;
-  each_dot(c.rows(), width, w.d[set], ld, past, row,
+  each_dot(c.rows, width, w.d[set], ld, past, row,
            [&](int i, float dot) { g.cf[last + i] -= dot; });
   if (o.momentum)
-    each_dot(c.rows(), width, w.d[set], ld, past + rate, row,
+    each_dot(c.rows, width, w.d[set], ld, past + rate, row,
              [&](int i, float dot) { g.a_last[i] = begins_a ? dot : g.a_last[i] + dot; });
-  each(c.rows(), width, [&](int i, int j) {
+  each(c.rows, width, [&](int i, int j) {
     const float* const grad = past + i * row + j;
     float move = -w.cf[last + i] * grad[0];
     if (o.momentum) move += w.a[last + i] * grad[rate];
@@ -43,7 +43,7 @@ __device__ __forceinline__ void near_backward(const ExpOmegaWork& w, const ExpOm
   const OmegaOptions& o = options.omega;
   const OmegaSizes& sz = o.sizes;
   const OmegaChunk& c = w.chunk;
-  const int tokens = c.tokens, rows = c.rows(), kp = sz.kp, rp = sz.rp;
+  const int tokens = c.tokens, rows = c.rows, kp = sz.kp, rp = sz.rp;
   const bool normalized = options.normalize == ExpNormalize::softmax;
   const int64_t first = c.position - c.overhang;
   load_past_keys(g.near_keys, o, in, w.item, first, rows);
@@ -58,7 +58,8 @@ __device__ __forceinline__ void near_backward(const ExpOmegaWork& w, const ExpOm
   __syncthreads();
   for (int set = 0; set < row_sets(o); ++set) {
     const float* const grad = grad_read(g, o, set);
-    inside_backward<kArithmetic>(w, g, o, set, grad, w.scores, 0, g.scores, !is_deep(o), set == 0);
+    inside_to_pairs<kArithmetic>(w, g, o, set, grad, w.scores, 0, g.scores, !is_deep(o), set == 0);
+    inside_to_signals<kArithmetic>(w, g, o, set, grad);
     write_rows_backward(w, g, o, set);
   }
   each(tokens, rows, [&](int t, int i) {
@@ -81,7 +82,7 @@ __device__ __forceinline__ void exponents_backward(const ExpOmegaWork& w, const 
                                                    const ExpOmegaOptions& options, int from,
                                                    int all, int count) {
   const OmegaOptions& o = options.omega;
-  const int rows = w.chunk.rows();
+  const int rows = w.chunk.rows;
   const bool normalized = options.normalize == ExpNormalize::softmax;
   each_warp(all - from, [&](int i) {
     const int row = from + i, t = row - rows;
@@ -116,7 +117,7 @@ __device__ __forceinline__ void own_reference_backward(const ExpOmegaWork& w,
                                                        int64_t reference_rows) {
   const OmegaOptions& o = args.options.omega;
   const OmegaItem& item = w.item;
-  const int ld = row_ld(o), width = row_width(o), rows = w.chunk.rows();
+  const int ld = row_ld(o), width = row_width(o), rows = w.chunk.rows;
   const bool reads = reads_window(o);
   if (reads) {
     load_state_rows(w.block, ld, width, args.in.reference[set], item, first, count);
@@ -150,7 +151,7 @@ __device__ __forceinline__ void past_backward(const ExpOmegaWork& w, const ExpOm
   const OmegaOptions& o = options.omega;
   const OmegaChunk& c = w.chunk;
   const int kp = o.sizes.kp, ld = row_ld(o), width = row_width(o), tokens = c.tokens;
-  const int rows = c.rows(), all = rows + tokens, row = static_cast<int>(past_ld(o));
+  const int rows = c.rows, all = rows + tokens, row = static_cast<int>(past_ld(o));
   const int from = reads_window(o) ? 0 : rows;     // stacked rows that have a kernel,
   const int shared = own_reference ? rows : from;  // and that meet the same rows
   const int rate = row_sets(o) * width;

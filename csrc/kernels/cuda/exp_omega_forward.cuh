@@ -26,7 +26,7 @@ __device__ __forceinline__ void begin_item(const ExpOmegaWork& w, const OmegaOpt
   if (!is_deep(o)) return;
   load_state(w.weights, in.omega.weights, o, item);
   const int last = last_matrix(o);
-  if (o.momentum) load_matrix(w.momentum, in.omega.momentum[last], o, item, last);
+  if (o.momentum) load_matrix(w.momentum, in.omega.momentum[last], o, item, whole_matrix(o, last));
 }
 
 // z(k_i) of a deep memory, before they become d, or e of a linear one.
@@ -37,7 +37,7 @@ __device__ __forceinline__ void save_signals(const ExpOmegaSaved& saved, const E
   float* const to = saved.signals + window * sets * width;
   for (int set = 0; set < sets; ++set) {
     const float* const from = window_sums(w, o, set);
-    each(w.chunk.rows(), width,
+    each(w.chunk.rows, width,
          [&](int i, int j) { to[(i * sets + set) * width + j] = from[i * ld + j]; });
   }
 }
@@ -100,15 +100,17 @@ __device__ __forceinline__ void forward_chunk(const ExpOmegaWork& w, const ExpOm
                 window = (chunk * o.heads + item.head) * saved.window_rows;
   const int last = last_matrix(o);
   load_chunk(w, o, in);
-  if (saved.weights != nullptr) save_matrix(saved.weights, w.weights, o, item, chunk, last);
-  if (saved.momentum != nullptr) save_matrix(saved.momentum, w.momentum, o, item, chunk, last);
+  if (saved.weights != nullptr)
+    save_matrix(saved.weights, w.weights, o, item, chunk, whole_matrix(o, last));
+  if (saved.momentum != nullptr)
+    save_matrix(saved.momentum, w.momentum, o, item, chunk, whole_matrix(o, last));
   __syncthreads();
   scan_chunk(w, o, in, true);
   begin_sums(w, options);
   __syncthreads();
   walk_past<kArithmetic>(w, options, args.in, advance && (o.momentum || in.log_alpha.present));
   for (int l = 0; deep && l < o.sizes.first_layer; ++l)
-    layer_read<kArithmetic>(w.z[l], w, o, l, w.k, w.h, c.rows(), w.reference.matrix[l], {1, 1});
+    layer_read<kArithmetic>(w.z[l], w, o, l, w.k, w.h, c.rows, w.reference.matrix[l], {1, 1});
   save_signals(saved, w, o, window);
   __syncthreads();
   if (deep) deep_signals<kArithmetic>(w, o);
@@ -184,7 +186,7 @@ __device__ __forceinline__ void store_final(const ExpOmegaWork& w, const ExpOmeg
   });
   store_memory(args.weights, w.before, o, item);
   if (args.weights_momentum != nullptr)
-    store_matrix(args.weights_momentum, w.rate, o, item, last_matrix(o));
+    store_matrix(args.weights_momentum, w.rate, o, item, whole_matrix(o, last_matrix(o)));
   store_tail(args.k_tail, args.in.omega.k, args.in.omega.k_tail, o, item, 0, o.key, o.key);
   store_tail(args.v_tail, args.in.omega.v, args.in.omega.v_tail, o, item, 0, o.value, o.value);
   if (item.head == 0 && thread_id() == 0) args.position[item.n] = end;
@@ -229,7 +231,7 @@ __device__ __forceinline__ void forward_item(ExpOmegaWork& w, const ExpOmegaForw
     const OmegaChunk next = chunk_from(o, item, first);
     if (thread_id() == 0) {
       w.chunk = next;
-      w.q = w.k + next.rows() * o.sizes.kp;
+      w.q = w.k + next.rows * o.sizes.kp;
     }
     if (first > 0 && is_deep(o)) set_memory(w.reference, o, w.before);
     __syncthreads();

@@ -74,6 +74,8 @@ __host__ __device__ __forceinline__ bool take_exp_backward(ExpOmegaWork& w, ExpO
   g.cf = arena.take(pairs);
   g.scores = arena.take(pairs);
   g.pair = arena.take(pairs);
+  for (float*& pair : g.pairs) pair = g.pair;
+  g.last_scores = g.scores;
   g.other = arena.take(pairs);
   g.near_keys = arena.take(rows * sz.kp);
   if (is_deep(o)) {

@@ -146,7 +146,7 @@ __device__ __forceinline__ void rebuild_matrices(const ExpOmegaWork& w, const Ex
   each(last.in, last.out,
        [&](int i, int j) { w.weights[i * last.ld + j] = held[i * last.out + j]; });
   for (int l = 0; l < o.sizes.first_layer; ++l)
-    load_matrix(w.weights, in.weights[l], o, w.item, l, g.products[0]);
+    load_matrix(w.weights, in.weights[l], o, w.item, whole_matrix(o, l), g.products[0]);
 }
 
 }  // namespace atlas::kernels::cuda

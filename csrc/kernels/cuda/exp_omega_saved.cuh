@@ -25,7 +25,7 @@ __device__ __forceinline__ void load_saved(const ExpOmegaWork& w, const ExpOmega
     const int at = set * width;
     float* const z = window_sums(w, o, set);
     if (saved.signals != nullptr)
-      each(c.rows(), width,
+      each(c.rows, width,
            [&](int i, int j) { z[i * ld + j] = saved.signals[(window + i) * row + at + j]; });
     float* const read = query_sums(w, o, set);
     if (read != nullptr)

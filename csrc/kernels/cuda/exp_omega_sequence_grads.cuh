@@ -85,7 +85,8 @@ __device__ __forceinline__ void begin_exp_backward(const ExpOmegaWork& w, const 
   if (is_deep(o)) {
     load_state(g.weights, args.grad_final_weights, o, item);
     if (o.momentum)
-      load_matrix(g.momentum, args.grad_final_weights_momentum, o, item, last_matrix(o));
+      load_matrix(g.momentum, args.grad_final_weights_momentum, o, item,
+                  whole_matrix(o, last_matrix(o)));
     if (g.reference != nullptr) each_weight(o, [&](int at) { g.reference[at] = 0; });
     __syncthreads();
     const bool closed = item.length > 0 && (item.position + item.length) % o.chunk_size == 0;
@@ -105,9 +106,9 @@ __device__ __forceinline__ void settle_window(const ExpOmegaWork& w, const ExpOm
   const int kp = o.sizes.kp, vp = o.sizes.vp;
   const int64_t first = c.first - c.overhang;
   const float* const grad_e = g.d[last_matrix(o)];
-  each(c.rows(), o.key,
+  each(c.rows, o.key,
        [&](int i, int j) { g.keys[key_row(w, options, first + i) * kp + j] += g.k[i * kp + j]; });
-  each(c.rows(), o.value,
+  each(c.rows, o.value,
        [&](int i, int j) { g.values[(o.window - 1 + first + i) * vp + j] -= grad_e[i * vp + j]; });
 }
 
@@ -155,7 +156,8 @@ __device__ __forceinline__ void end_exp_backward(const ExpOmegaWork& w, const Ex
   if (!is_deep(o)) return;
   if (g.reference != nullptr) store_grads(args.grad_chunk_weights, g.reference, o, item);
   store_grads(args.grad_weights, g.weights, o, item);
-  if (o.momentum) store_grad(args.grad_weights_momentum, g.momentum, o, item, last_matrix(o));
+  if (o.momentum)
+    store_grad(args.grad_weights_momentum, g.momentum, o, item, whole_matrix(o, last_matrix(o)));
 }
 
 }  // namespace atlas::kernels::cuda

@@ -31,7 +31,7 @@ __device__ __forceinline__ void window_answers(const ExpFinish& finish, const Om
   const OmegaOptions& o = args.omega.options;
   const ExpWalkSizes& sizes = args.walk;
   const int ld = row_ld(o);
-  each(w.chunk.rows(), sizes.wide, [&](int i, int c) {
+  each(w.chunk.rows, sizes.wide, [&](int i, int c) {
     const int set = c < sizes.row ? 0 : 1;
     float sum = 0;
     for (int part = 0; part < args.parts; ++part)
@@ -50,7 +50,7 @@ __device__ __forceinline__ void query_kernel(const ExpFinish& finish, const Omeg
                                              const ExpOmegaUpdate& args) {
   const OmegaOptions& o = args.omega.options;
   const OmegaChunk& chunk = w.chunk;
-  const int rows = chunk.rows();
+  const int rows = chunk.rows;
   const bool normalized = args.normalize == ExpNormalize::softmax;
   const int64_t first = key_offset(args.keys, w.item, w.item.position - chunk.overhang);
   for (int i = thread_id() / kWarp; i < rows; i += block_threads() / kWarp) {
@@ -95,7 +95,7 @@ __device__ __forceinline__ void finish_rows(const ExpFinish& finish, const Omega
   const ExpWalkSizes& sizes = args.walk;
   const OmegaItem& item = w.item;
   const OmegaChunk& chunk = w.chunk;
-  const int ld = row_ld(o), rows = chunk.rows();
+  const int ld = row_ld(o), rows = chunk.rows;
   const int64_t first = item.position - chunk.overhang;
   const float alpha = w.alpha[0], theta = w.theta[0], eta = w.eta[0];
   each(sizes.wide, [&](int c) {
@@ -158,7 +158,7 @@ __device__ __forceinline__ void finish_item(const ExpFinish& finish, const Omega
   const OmegaOptions& o = omega.options;
   const OmegaSizes& sz = o.sizes;
   const OmegaItem& item = w.item;
-  const int rows = w.chunk.rows(), last = last_matrix(o), slots = o.window - 1;
+  const int rows = w.chunk.rows, last = last_matrix(o), slots = o.window - 1;
   load_chunk(w, o, omega.in);
   const int64_t gamma = gamma_offset(omega.in, item, w.chunk);
   each(rows, [&](int i) { w.a[i] = band(omega.in.gamma, gamma, w.chunk, o.window, 0, i); });

@@ -80,7 +80,7 @@ __device__ __forceinline__ void begin_walk(ExpWalk& walk, const OmegaWork& w,
 
 // Window rows that the walk sums for.
 __device__ __forceinline__ int walk_rows(const OmegaWork& w, const ExpOmegaUpdate& args) {
-  return args.walk.rows > 0 ? w.chunk.rows() : 0;
+  return args.walk.rows > 0 ? w.chunk.rows : 0;
 }
 
 // Barriers on both sides.

@@ -11,34 +11,52 @@
 
 namespace atlas::kernels::cuda {
 
-// Takes the gradients of the final state. The final chunk_weights are M_T where the last token
-// closed a chunk, else the last chunk's M_ref.
+// What is to be made.
+__device__ __forceinline__ void set_wants(OmegaGrads& g, const OmegaBackward& args) {
+  const bool scales = args.grad_scales != nullptr;
+  g.stage = args.stage;
+  g.wants_u = scales || args.grad_q.data != nullptr;
+  g.wants_x = scales || args.grad_k.data != nullptr || args.grad_k_tail.data != nullptr;
+  g.part = 0;
+}
+
+// A part of the gradients of the final state. The final chunk_weights are M_T where the last token
+// closed a chunk, else the last chunk's M_ref. Threads keep to their own elements.
 __device__ __forceinline__ void begin_states(const OmegaWork& w, const OmegaGrads& g,
-                                             const OmegaBackward& args) {
+                                             const OmegaBackward& args, const LayerPart& part) {
   const OmegaOptions& o = args.options;
   const OmegaItem& item = w.item;
-  load_state(g.weights, args.grad_final_weights, o, item);
-  if (g.momentum != nullptr) load_state(g.momentum, args.grad_final_momentum, o, item);
-  if (g.reference != nullptr) each_weight(o, [&](int at) { g.reference[at] = 0; });
-  __syncthreads();
+  const OmegaTensor* const given = args.grad_final_chunk_weights;
+  load_matrix(g.weights, args.grad_final_weights[part.l], o, item, part);
+  if (g.momentum != nullptr)
+    load_matrix(g.momentum, args.grad_final_momentum[part.l], o, item, part);
+  if (g.reference != nullptr) load_matrix(g.reference, OmegaTensor(), o, item, part);
   const bool closed = item.length > 0 && (item.position + item.length) % o.chunk_size == 0;
   if (closed || (item.length == 0 && g.reference == nullptr))
-    add_tensors(g.weights, args.grad_final_chunk_weights, o, item);
+    add_tensor(g.weights, given, o, item, part);
   else if (item.length == 0)
-    add_tensors(g.reference, args.grad_final_chunk_weights, o, item);
+    add_tensor(g.reference, given, o, item, part);
+}
+
+// Where sums begin.
+__device__ __forceinline__ void begin_sums(const OmegaWork& w, const OmegaGrads& g,
+                                           const OmegaBackward& args) {
+  const OmegaOptions& o = args.options;
+  const int tokens = chunk_tokens_before(o, w.item, w.item.length);
+  if (g.stage == OmegaStage::all || (g.stage == OmegaStage::tokens && w.item.length == 0)) {
+    load_tail_grads(key_sums(w, g, args), o, w.item, tokens);
+    load_tail_grads(value_sums(w, g, args), o, w.item, tokens);
+  }
+  each(kScaleSlots * block_threads(), [&](int i) { g.scales[i] = 0; });
 }
 
 // A barrier comes after.
 __device__ __forceinline__ void begin_backward(const OmegaWork& w, const OmegaGrads& g,
                                                const OmegaBackward& args) {
   const OmegaOptions& o = args.options;
-  const int tokens = chunk_tokens_before(o, w.item, w.item.length);
-  if (g.stage != OmegaStage::tokens) begin_states(w, g, args);
-  if (g.stage == OmegaStage::all || (g.stage == OmegaStage::tokens && w.item.length == 0)) {
-    load_tail_grads(key_sums(w, g, args), o, w.item, tokens);
-    load_tail_grads(value_sums(w, g, args), o, w.item, tokens);
-  }
-  each(kScaleSlots * block_threads(), [&](int i) { g.scales[i] = 0; });
+  for (int l = 0; l < o.matrices && g.stage != OmegaStage::tokens; ++l)
+    begin_states(w, g, args, whole_matrix(o, l));
+  begin_sums(w, g, args);
   __syncthreads();
 }
 
@@ -54,28 +72,61 @@ __device__ __forceinline__ void begin_part(const OmegaWork& w, const OmegaGrads&
   __syncthreads();
 }
 
+// g.y = the gradient of o, of the chunk's tokens; g.q begins. Barrier by the caller.
+__device__ __forceinline__ void load_output_grads(const OmegaWork& w, const OmegaGrads& g,
+                                                  const OmegaBackward& args) {
+  const OmegaOptions& o = args.options;
+  const OmegaTensor& grad = args.grad_o;
+  const int64_t at = token_offset(grad, w.item) + w.chunk.first * grad.stride[1] +
+                     w.item.value_at * grad.stride[3];
+  each(w.chunk.tokens, o.value, [&](int t, int j) {
+    g.y[t * o.sizes.vp + j] =
+        grad.present ? load_value(grad, at + t * grad.stride[1] + j * grad.stride[3]) : 0.0f;
+  });
+  each(w.chunk.tokens, o.key, [&](int t, int j) { g.q[t * o.sizes.kp + j] = 0; });
+}
+
+// The window rows' sums of gradients.
+__device__ __forceinline__ float* key_rows(const OmegaWork& w, const OmegaGrads& g,
+                                           const OmegaOptions& o) {
+  return g.k_sum + (o.window - 1 - w.chunk.overhang) * o.sizes.kp;
+}
+
+// What the residual adds to the queries' gradient.
+__device__ __forceinline__ void residual_to_queries(const OmegaWork& w, const OmegaGrads& g,
+                                                    const OmegaOptions& o) {
+  if (!o.residual) return;
+  const OmegaSizes& sz = o.sizes;
+  each(w.chunk.tokens, o.value,
+       [&](int t, int j) { g.q[t * sz.kp + w.item.value_at + j] += g.y[t * sz.vp + j]; });
+}
+
+// From e's gradient to the values' and, by the residual, the keys'.
+__device__ __forceinline__ void errors_to_rows(const OmegaWork& w, const OmegaGrads& g,
+                                               const OmegaOptions& o) {
+  const OmegaSizes& sz = o.sizes;
+  const float* const e = g.d[last_matrix(o)];
+  float* const grad_v = g.v_sum + (o.window - 1 - w.chunk.overhang) * sz.vp;
+  each(w.chunk.rows, o.value, [&](int i, int j) { grad_v[i * sz.vp + j] -= e[i * sz.vp + j]; });
+  if (!o.residual || !o.l2) return;
+  float* const grad_k = key_rows(w, g, o) + w.item.value_at;
+  each(w.chunk.rows, o.value, [&](int i, int j) { grad_k[i * sz.kp + j] += e[i * sz.vp + j]; });
+}
+
+// Whether the chunk's M_ref is the final chunk_weights: the last chunk's, unless it is closed.
+__device__ __forceinline__ bool keeps_reference(const OmegaWork& w, const OmegaOptions& o) {
+  return w.chunk.first + w.chunk.tokens == w.item.length &&
+         (w.item.position + w.item.length) % o.chunk_size != 0;
+}
+
 // Loads and recomputes the chunk in w and differentiates it. `own_reference`: M_ref is an argument.
 template <Arithmetic kArithmetic, bool kMuon>
 __device__ __forceinline__ void backward_chunk(const OmegaWork& w, const OmegaGrads& g,
                                                const OmegaBackward& args, bool own_reference) {
   const OmegaOptions& o = args.options;
   const OmegaSizes& sz = o.sizes;
-  const OmegaChunk& c = w.chunk;
-  const int last = last_matrix(o), slots = o.window - 1;
-  float* const grad_k = g.k_sum + (slots - c.overhang) * sz.kp;
-  float* const grad_v = g.v_sum + (slots - c.overhang) * sz.vp;
   load_chunk(w, o, args.in);
-  const int64_t grad_o =
-      token_offset(args.grad_o, w.item) + w.item.value_at * args.grad_o.stride[3];
-  each(c.tokens, o.value, [&](int t, int j) {
-    const float value =
-        args.grad_o.present
-            ? load_value(args.grad_o,
-                         grad_o + (c.first + t) * args.grad_o.stride[1] + j * args.grad_o.stride[3])
-            : 0.0f;
-    g.y[t * sz.vp + j] = value;
-  });
-  each(c.tokens, o.key, [&](int t, int j) { g.q[t * sz.kp + j] = 0; });
+  load_output_grads(w, g, args);
   if (g.stage != OmegaStage::states)
     memory_signals<kArithmetic>(w, o);
   else
@@ -92,38 +143,37 @@ __device__ __forceinline__ void backward_chunk(const OmegaWork& w, const OmegaGr
       });
     }
     __syncthreads();
-    muon_backward<kArithmetic>(w, g, o, args.in, grad_k);
+    muon_backward<kArithmetic>(w, g, o, args.in, key_rows(w, g, o));
   } else {
-    dual_backward<kArithmetic>(w, g, o, args.in, grad_k);
+    dual_backward<kArithmetic>(w, g, o, args.in, key_rows(w, g, o));
     dual_backward_states<kArithmetic>(w, g, o);
     if (g.stage != OmegaStage::states) scan_backward(w, g, o);
   }
-  if (g.stage != OmegaStage::tokens) signals_to_reference<kArithmetic>(w, g, o, reference);
-  // The last chunk's M_ref is the final chunk_weights unless the chunk is closed.
-  if (g.stage != OmegaStage::tokens && c.first + c.tokens == w.item.length &&
-      (w.item.position + w.item.length) % o.chunk_size != 0)
-    add_tensors(reference, args.grad_final_chunk_weights, o, w.item);
-  if (g.stage == OmegaStage::states) return;
-  each(c.rows(), o.value, [&](int i, int j) { grad_v[i * sz.vp + j] -= g.d[last][i * sz.vp + j]; });
-  if (!o.residual) return;
-  const int at = w.item.value_at;
-  each(c.tokens, o.value, [&](int t, int j) { g.q[t * sz.kp + at + j] += g.y[t * sz.vp + j]; });
-  if (o.l2)
-    each(c.rows(), o.value,
-         [&](int i, int j) { grad_k[i * sz.kp + at + j] += g.d[last][i * sz.vp + j]; });
-}
-
-// What is left after the first chunk: the gradients of the state that the call began with.
-__device__ __forceinline__ void end_backward(const OmegaWork& w, const OmegaGrads& g,
-                                             const OmegaBackward& args) {
-  const OmegaOptions& o = args.options;
-  const OmegaItem& item = w.item;
   if (g.stage != OmegaStage::tokens) {
-    if (g.reference != nullptr) store_grads(args.grad_chunk_weights, g.reference, o, item);
-    store_grads(args.grad_weights, g.weights, o, item);
-    if (g.momentum != nullptr) store_grads(args.grad_momentum, g.momentum, o, item);
+    reference_backward<kArithmetic>(w, g, o, reference);
+    if (keeps_reference(w, o)) add_tensors(reference, args.grad_final_chunk_weights, o, w.item);
   }
   if (g.stage == OmegaStage::states) return;
+  errors_to_rows(w, g, o);
+  residual_to_queries(w, g, o);
+}
+
+// What is left after the first chunk: a part of the gradients of the state that the call began
+// with,
+__device__ __forceinline__ void end_states(const OmegaWork& w, const OmegaGrads& g,
+                                           const OmegaBackward& args, const LayerPart& part) {
+  const OmegaOptions& o = args.options;
+  const int l = part.l;
+  if (g.reference != nullptr) store_grad(args.grad_chunk_weights[l], g.reference, o, w.item, part);
+  store_grad(args.grad_weights[l], g.weights, o, w.item, part);
+  if (g.momentum != nullptr) store_grad(args.grad_momentum[l], g.momentum, o, w.item, part);
+}
+
+// and sums.
+__device__ __forceinline__ void end_sums(const OmegaWork& w, const OmegaGrads& g,
+                                         const OmegaBackward& args) {
+  const OmegaOptions& o = args.options;
+  const OmegaItem& item = w.item;
   if (g.stage != OmegaStage::tokens ||
       (item.length == 0 && g.part == 0)) {  // else chunks handed them out
     const RowSums keys = key_sums(w, g, args), values = value_sums(w, g, args);
@@ -197,7 +247,9 @@ __device__ __forceinline__ void backward_item(OmegaWork& w, const OmegaGrads& g,
     if (g.stage != OmegaStage::states) end_chunk(w, g, args, chunk_tokens_before(o, item, end));
   }
   __syncthreads();
-  end_backward(w, g, args);
+  for (int l = 0; l < o.matrices && g.stage != OmegaStage::tokens; ++l)
+    end_states(w, g, args, whole_matrix(o, l));
+  if (g.stage != OmegaStage::states) end_sums(w, g, args);
 }
 
 template <Arithmetic kArithmetic, bool kMuon>
@@ -214,11 +266,7 @@ ATLAS_KERNEL void __launch_bounds__(kOmegaThreads, 1)
     OmegaArena arena = block_arena(shared, args.space);
     take_backward(work[0], grads[0], arena, args.options, args.in.chunk_weights[0].present,
                   block_threads());
-    const bool scales = args.grad_scales != nullptr;
-    grads[0].stage = args.stage;
-    grads[0].wants_u = scales || args.grad_q.data != nullptr;
-    grads[0].wants_x = scales || args.grad_k.data != nullptr || args.grad_k_tail.data != nullptr;
-    grads[0].part = 0;
+    set_wants(grads[0], args);
   }
   __syncthreads();
   begin_lift(work[0], args.options);

@@ -66,6 +66,7 @@ __device__ __forceinline__ OmegaChunk chunk_of(const OmegaOptions& o, const Omeg
   c.position = item.position + first;
   c.tokens = static_cast<int>(tokens);
   c.overhang = static_cast<int>(smaller(o.window - 1, c.position));
+  c.rows = c.overhang + c.tokens;
   return c;
 }
 
@@ -118,18 +119,31 @@ __device__ __forceinline__ float decay(const OmegaTensor& logs, const OmegaItem&
   return exponential(load_value(logs, token_offset(logs, item) + token * logs.stride[1]));
 }
 
-// The chunk's queries, keys, values (negated, into e) and scalar gates. Barrier by the caller.
-__device__ __forceinline__ void load_chunk(const OmegaWork& w, const OmegaOptions& o,
-                                           const OmegaInputs& in) {
+// The chunk's queries. Barrier by the caller, as for all of these.
+__device__ __forceinline__ void load_queries(const OmegaWork& w, const OmegaOptions& o,
+                                             const OmegaInputs& in) {
+  load_rows(w.q, o.sizes.kp, o.key, in.q, in.q, w.item, o.window - 1, w.chunk.first, w.chunk.tokens,
+            o.degree > 0);
+}
+
+// Its rows of keys and values, the latter negated, into e.
+__device__ __forceinline__ void load_window(const OmegaWork& w, const OmegaOptions& o,
+                                            const OmegaInputs& in) {
   const OmegaSizes& sz = o.sizes;
   const OmegaItem& item = w.item;
   const OmegaChunk& c = w.chunk;
   const int slots = o.window - 1;
-  const bool ones = o.degree > 0;
-  load_rows(w.q, sz.kp, o.key, in.q, in.q, item, slots, c.first, c.tokens, ones);
-  load_rows(w.k, sz.kp, o.key, in.k, in.k_tail, item, slots, c.first - c.overhang, c.rows(), ones);
+  load_rows(w.k, sz.kp, o.key, in.k, in.k_tail, item, slots, c.first - c.overhang, c.rows,
+            o.degree > 0);
   load_rows(w.d[last_matrix(o)], sz.vp, o.value, in.v, in.v_tail, item, slots, c.first - c.overhang,
-            c.rows(), false, item.value_at, -1);
+            c.rows, false, item.value_at, -1);
+}
+
+// Its scalar gates.
+__device__ __forceinline__ void load_gates(const OmegaWork& w, const OmegaOptions& o,
+                                           const OmegaInputs& in) {
+  const OmegaItem& item = w.item;
+  const OmegaChunk& c = w.chunk;
   const int64_t eta = token_offset(in.eta, item);
   each(c.tokens, [&](int t) {
     const int64_t token = c.first + t;
@@ -137,6 +151,13 @@ __device__ __forceinline__ void load_chunk(const OmegaWork& w, const OmegaOption
     w.theta[t] = o.momentum ? decay(in.log_theta, item, token) : 0.0f;
     w.eta[t] = load_value(in.eta, eta + token * in.eta.stride[1]);
   });
+}
+
+__device__ __forceinline__ void load_chunk(const OmegaWork& w, const OmegaOptions& o,
+                                           const OmegaInputs& in) {
+  load_queries(w, o, in);
+  load_window(w, o, in);
+  load_gates(w, o, in);
 }
 
 // Gamma[t, i], 0 where token t's window does not hold row i; `at` is where the chunk's first token
@@ -160,8 +181,8 @@ __device__ __forceinline__ void scan_chunk(const OmegaWork& w, const OmegaOption
   const OmegaChunk& c = w.chunk;
   const int rp = o.sizes.rp;
   const int64_t gamma = gamma_offset(in, w.item, c);
-  each(c.rows() + 1, [&](int i) {
-    if (i == c.rows()) {  // one more thread for the scalars
+  each(c.rows + 1, [&](int i) {
+    if (i == c.rows) {  // one more thread for the scalars
       float p = o.momentum ? 1.0f : 0.0f, s = 0, m = 1;
       for (int t = 0; t < c.tokens; ++t) {
         w.p[t] = p *= w.theta[t];

@@ -16,23 +16,23 @@ __device__ __forceinline__ float kernel_slope(const float* scales, int degree, f
   return slope;
 }
 
-// The read of matrix l inside the chunk, y_t -= sum_i Cf_ti kernel_ti d_i: begins g.d[l], adds to
-// (or begins) g.cf and the kernel's gradient. scores: raw, [chunk, rp]. g.pair holds -Cf kernel
-// afterwards. A barrier comes before and after.
+// The read of matrix l inside the chunk, y_t -= sum_i Cf_ti kernel_ti d_i: adds to (or begins) g.cf
+// and the kernel's gradient, and leaves -Cf kernel in g.pairs[l]. scores: raw, [chunk, rp]. A
+// barrier comes before and after.
 template <Arithmetic kArithmetic>
-__device__ __forceinline__ void inside_backward(const OmegaWork& w, const OmegaGrads& g,
+__device__ __forceinline__ void inside_to_pairs(const OmegaWork& w, const OmegaGrads& g,
                                                 const OmegaOptions& o, int l, const float* grad_y,
                                                 const float* scores, int degree, float* grad_kernel,
                                                 bool begins_cf, bool begins_kernel) {
   const OmegaMatrix& m = o.sizes.matrix[l];
-  const int rp = o.sizes.rp, tokens = w.chunk.tokens, rows = w.chunk.rows();
+  const int rp = o.sizes.rp, tokens = w.chunk.tokens, rows = w.chunk.rows;
   if (g.stage != OmegaStage::states)
     product<kArithmetic>(g.other, rp, tokens, rows, m.out, plain(grad_y, m.ld),
                          transposed(w.d[l], m.ld));
   each(tokens, rows, [&](int t, int i) {
     const int at = t * rp + i;
     const float cf = w.cf[at], kernel = kernel_of_score(w.c, degree, scores[at]);
-    g.pair[at] = -cf * kernel;
+    g.pairs[l][at] = -cf * kernel;
     if (g.stage == OmegaStage::states) return;
     // Of rows that the token does not see this is nonsense; scan_backward leaves them out.
     const float z = g.other[at];
@@ -40,8 +40,16 @@ __device__ __forceinline__ void inside_backward(const OmegaWork& w, const OmegaG
     grad_kernel[at] = begins_kernel ? -cf * z : grad_kernel[at] - cf * z;
   });
   __syncthreads();
-  product<kArithmetic>(g.d[l], m.ld, rows, m.out, tokens, transposed(g.pair, rp),
-                       plain(grad_y, m.ld));
+}
+
+// ... and begins g.d[l]. A barrier comes after.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void inside_to_signals(const OmegaWork& w, const OmegaGrads& g,
+                                                  const OmegaOptions& o, int l,
+                                                  const float* grad_y) {
+  const OmegaMatrix& m = o.sizes.matrix[l];
+  product<kArithmetic>(g.d[l], m.ld, w.chunk.rows, m.out, w.chunk.tokens,
+                       transposed(g.pairs[l], o.sizes.rp), plain(grad_y, m.ld));
 }
 
 // What the chunk leaves, (16), for matrix l: adds to g.d[l] and to the last rows' gradients of Cf
@@ -50,7 +58,7 @@ template <Arithmetic kArithmetic>
 __device__ __forceinline__ void leave_backward(const OmegaWork& w, const OmegaGrads& g,
                                                const OmegaOptions& o, int l, bool begins_a) {
   const OmegaMatrix& m = o.sizes.matrix[l];
-  const int rp = o.sizes.rp, last = w.chunk.tokens - 1, rows = w.chunk.rows();
+  const int rp = o.sizes.rp, last = w.chunk.tokens - 1, rows = w.chunk.rows;
   const float* const cf = w.cf + last * rp;
   const float* const a = w.a + last * rp;
   layer_read<kArithmetic>(g.wide, w, o, l, w.k, w.h, rows, plain(g.weights + m.at, m.ld), {});
@@ -78,7 +86,7 @@ __device__ __forceinline__ void leave_to_inputs(const OmegaWork& w, const OmegaG
                                                 const OmegaOptions& o, int l, float* out, int ld,
                                                 int first, int count) {
   const OmegaMatrix& m = o.sizes.matrix[l];
-  const int last = (w.chunk.tokens - 1) * o.sizes.rp, rows = w.chunk.rows();
+  const int last = (w.chunk.tokens - 1) * o.sizes.rp, rows = w.chunk.rows;
   back_through<kArithmetic>(out, ld, rows, first, count, w.d[l], m.ld, m.out,
                             plain(g.weights + m.at, m.ld), -1, w.cf + last);
   if (o.momentum)
@@ -115,21 +123,17 @@ __device__ __forceinline__ void read_to_inputs(const OmegaWork& w, const OmegaOp
                               w.rate.matrix[l], -1, w.s);
 }
 
-// The last matrix of a deep memory and the activation before it: from g.y to g.queries, g.h and
-// g.d of the last matrix. The queries' hidden layer is at hand. A barrier comes before and after.
+// The last matrix of a deep memory and the activation before it, of the tokens: from g.y to
+// g.queries. The queries' hidden layer is at hand. A barrier comes before and after.
 template <Arithmetic kArithmetic>
-__device__ __forceinline__ void last_layer_backward(const OmegaWork& w, const OmegaGrads& g,
-                                                    const OmegaOptions& o) {
+__device__ __forceinline__ void last_layer_queries(const OmegaWork& w, const OmegaGrads& g,
+                                                   const OmegaOptions& o) {
   const OmegaSizes& sz = o.sizes;
-  const int last = last_matrix(o), tokens = w.chunk.tokens, rows = w.chunk.rows();
+  const int last = last_matrix(o), tokens = w.chunk.tokens, rows = w.chunk.rows;
   product<kArithmetic>(w.scores, sz.rp, tokens, rows, o.hidden, plain(w.query_h, sz.fp),
                        transposed(w.h, sz.fp));
-  inside_backward<kArithmetic>(w, g, o, last, g.y, w.scores, 0, g.scores, true, true);
-  leave_backward<kArithmetic>(w, g, o, last, true);
-  product<kArithmetic>(g.h, sz.fp, rows, o.hidden, tokens, transposed(g.scores, sz.rp),
-                       plain(w.query_h, sz.fp));
-  leave_to_inputs<kArithmetic>(w, g, o, last, g.h, sz.fp, 0, o.hidden);
-  product<kArithmetic>(g.query_h, sz.fp, tokens, o.hidden, rows, plain(g.scores, sz.rp),
+  inside_to_pairs<kArithmetic>(w, g, o, last, g.y, w.scores, 0, g.last_scores, true, true);
+  product<kArithmetic>(g.query_h, sz.fp, tokens, o.hidden, rows, plain(g.last_scores, sz.rp),
                        plain(w.h, sz.fp));
   read_to_inputs<kArithmetic>(w, o, last, g.y, g.query_h, sz.fp, 0, o.hidden);
   read_gates_backward<kArithmetic>(w, g, o, last, g.y);
@@ -137,16 +141,29 @@ __device__ __forceinline__ void last_layer_backward(const OmegaWork& w, const Om
   __syncthreads();
 }
 
-// The same with the queries' hidden layer computed anew.
+// ... and of the rows: g.h and g.d of the last matrix.
 template <Arithmetic kArithmetic>
-__device__ __forceinline__ void dual_backward_last(const OmegaWork& w, const OmegaGrads& g,
-                                                   const OmegaOptions& o) {
+__device__ __forceinline__ void last_layer_rows(const OmegaWork& w, const OmegaGrads& g,
+                                                const OmegaOptions& o) {
+  const OmegaSizes& sz = o.sizes;
+  const int last = last_matrix(o);
+  inside_to_signals<kArithmetic>(w, g, o, last, g.y);
+  leave_backward<kArithmetic>(w, g, o, last, true);
+  product<kArithmetic>(g.h, sz.fp, w.chunk.rows, o.hidden, w.chunk.tokens,
+                       transposed(g.last_scores, sz.rp), plain(w.query_h, sz.fp));
+  leave_to_inputs<kArithmetic>(w, g, o, last, g.h, sz.fp, 0, o.hidden);
+}
+
+// last_layer_queries with the queries' hidden layer computed anew.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void rebuilt_last_layer_queries(const OmegaWork& w, const OmegaGrads& g,
+                                                           const OmegaOptions& o) {
   const OmegaSizes& sz = o.sizes;
   inside_coefficients<kArithmetic>(w, sz.rp, w.q, w.k, sz.kp, o.key, o.degree);
   for (int l = 0; l < sz.first_layer; ++l) dual_read<kArithmetic>(w.queries[l], w, o, l);
   hidden_layer(w.query_h, w.queries[0], w.queries[1], sz.fp, w.chunk.tokens, o);
   __syncthreads();
-  last_layer_backward<kArithmetic>(w, g, o);
+  last_layer_queries<kArithmetic>(w, g, o);
 }
 
 // The gradient of what the queries of matrix l read.
@@ -155,12 +172,12 @@ __device__ __forceinline__ const float* grad_read(const OmegaGrads& g, const Ome
   return is_deep(o) && sees_phi(o, l) ? g.queries[l] : g.y;
 }
 
-// From the kernel's gradient in g.scores to that of q and k, and the scales'.
+// From the kernel's gradient in g.scores to the scores' and to that of q, and the scales'.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void scores_backward(const OmegaWork& w, const OmegaGrads& g,
-                                                const OmegaOptions& o, float* grad_k) {
+                                                const OmegaOptions& o) {
   const OmegaSizes& sz = o.sizes;
-  const int tokens = w.chunk.tokens, rows = w.chunk.rows();
+  const int tokens = w.chunk.tokens, rows = w.chunk.rows;
   if (o.degree > 0) {
     float grad_scale[kScaleSlots] = {};
     each(tokens, rows, [&](int t, int i) {
@@ -182,9 +199,65 @@ __device__ __forceinline__ void scores_backward(const OmegaWork& w, const OmegaG
   if (g.wants_u)
     product<kArithmetic>(g.q, sz.kp, tokens, o.key, rows, plain(g.scores, sz.rp), plain(w.k, sz.kp),
                          {1, 1});
-  if (g.wants_x)
-    product<kArithmetic>(grad_k, sz.kp, rows, o.key, tokens, transposed(g.scores, sz.rp),
-                         plain(w.q, sz.kp), {1, 1});
+}
+
+// <gradient, state> of what the chunk leaves: of M for m, of S for s and p of the last token.
+struct StateDots {
+  float m = 0, s = 0, p = 0;
+};
+
+__device__ __forceinline__ void add_state_dots(StateDots& dots, const OmegaWork& w,
+                                               const OmegaGrads& g, const OmegaOptions& o,
+                                               const LayerPart& part) {
+  const OmegaMatrix& m = o.sizes.matrix[part.l];
+  const View &before = w.before.matrix[part.l], &rate = w.rate.matrix[part.l];
+  each(part.inputs, part.outputs, [&](int i, int j) {
+    i += part.first;
+    j += part.from;
+    const int at = m.at + i * m.ld + j;
+    const float grad = g.weights[at];
+    dots.m += grad * before.at[i * before.row + j * before.column];
+    if (!has_momentum(o, part.l)) return;
+    const float s = rate.at[i * rate.row + j * rate.column];
+    dots.s -= grad * s;
+    dots.p += g.momentum[at] * s;
+  });
+}
+
+// Of all threads, for the first one. A barrier comes before.
+__device__ __forceinline__ StateDots block_sum(const StateDots& dots, float* line) {
+  return {block_sum(dots.m, line), block_sum(dots.s, line), block_sum(dots.p, line)};
+}
+
+__device__ __forceinline__ void use_state_dots(const OmegaWork& w, const OmegaGrads& g,
+                                               const StateDots& dots) {
+  const int last = w.chunk.tokens - 1;
+  g.m[last] += dots.m;
+  g.s[last] += dots.s;
+  g.p[last] += dots.p;
+}
+
+// A part of the states' gradients from those of what the chunk leaves to those of what enters it,
+// but for M_ref's. A barrier comes before and after.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void states_backward(const OmegaWork& w, const OmegaGrads& g,
+                                                const OmegaOptions& o, const LayerPart& part) {
+  const int l = part.l, last = w.chunk.tokens - 1;
+  const OmegaMatrix& m = o.sizes.matrix[l];
+  const float keep = w.m[last], move = w.s[last], decay = w.p[last];
+  each(part.inputs, part.outputs, [&](int i, int j) {
+    const int at = m.at + (part.first + i) * m.ld + part.from + j;
+    const float grad = g.weights[at];
+    g.weights[at] = keep * grad;
+    if (has_momentum(o, l)) g.momentum[at] = decay * g.momentum[at] - move * grad;
+  });
+  __syncthreads();
+  const float* const grad_y = grad_read(g, o, l);
+  layer_write<kArithmetic>(g.weights + m.at, w, o, part, w.q, w.query_h, w.chunk.tokens, grad_y,
+                           {1, 1, w.m});
+  if (has_momentum(o, l))
+    layer_write<kArithmetic>(g.momentum + m.at, w, o, part, w.q, w.query_h, w.chunk.tokens, grad_y,
+                             {-1, 1, w.s});
 }
 
 // The last token's m, s, p, and the gradients of the states that enter the chunk, of which the
@@ -192,47 +265,62 @@ __device__ __forceinline__ void scores_backward(const OmegaWork& w, const OmegaG
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void dual_backward_states(const OmegaWork& w, const OmegaGrads& g,
                                                      const OmegaOptions& o) {
-  const int last = w.chunk.tokens - 1;
-  float by_m = 0, by_s = 0, by_p = 0;
-  for (int l = 0; l < o.matrices; ++l) {
-    const OmegaMatrix& m = o.sizes.matrix[l];
-    const View &before = w.before.matrix[l], &rate = w.rate.matrix[l];
-    each(m.in, m.out, [&](int i, int j) {
-      const int at = m.at + i * m.ld + j;
-      const float grad = g.weights[at];
-      if (g.stage != OmegaStage::states)
-        by_m += grad * before.at[i * before.row + j * before.column];
-      g.weights[at] = w.m[last] * grad;
-      if (!has_momentum(o, l)) return;
-      const float grad_s = g.momentum[at];
-      g.momentum[at] = w.p[last] * grad_s - w.s[last] * grad;
-      if (g.stage == OmegaStage::states) return;
-      const float s = rate.at[i * rate.row + j * rate.column];
-      by_s -= grad * s;
-      by_p += grad_s * s;
-    });
-  }
   if (g.stage != OmegaStage::states) {
-    by_m = block_sum(by_m, w.line);
-    by_s = block_sum(by_s, w.line);
-    by_p = block_sum(by_p, w.line);
-    if (thread_id() == 0) {
-      g.m[last] += by_m;
-      g.s[last] += by_s;
-      g.p[last] += by_p;
-    }
+    StateDots dots;
+    for (int l = 0; l < o.matrices; ++l) add_state_dots(dots, w, g, o, whole_matrix(o, l));
+    dots = block_sum(dots, w.line);
+    if (thread_id() == 0) use_state_dots(w, g, dots);
+    __syncthreads();
   }
-  __syncthreads();
   if (g.stage == OmegaStage::tokens) return;
-  for (int l = 0; l < o.matrices; ++l) {
-    const int at = o.sizes.matrix[l].at;
+  for (int l = 0; l < o.matrices; ++l) states_backward<kArithmetic>(w, g, o, whole_matrix(o, l));
+}
+
+// Adjoint of dual_reads, of the tokens: g.q is added to. A barrier comes before and after.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void first_layer_queries(const OmegaWork& w, const OmegaGrads& g,
+                                                    const OmegaOptions& o) {
+  const OmegaSizes& sz = o.sizes;
+  product<kArithmetic>(w.scores, sz.rp, w.chunk.tokens, w.chunk.rows, o.key, plain(w.q, sz.kp),
+                       transposed(w.k, sz.kp));
+  for (int l = 0; l < sz.first_layer; ++l) {
     const float* const grad_y = grad_read(g, o, l);
-    layer_write<kArithmetic>(g.weights + at, w, o, l, w.q, w.query_h, w.chunk.tokens, grad_y,
-                             {1, 1, w.m});
-    if (has_momentum(o, l))
-      layer_write<kArithmetic>(g.momentum + at, w, o, l, w.q, w.query_h, w.chunk.tokens, grad_y,
-                               {-1, 1, w.s});
+    inside_to_pairs<kArithmetic>(w, g, o, l, grad_y, w.scores, o.degree, g.scores, !is_deep(o),
+                                 l == 0);
+    if (g.stage != OmegaStage::states) read_gates_backward<kArithmetic>(w, g, o, l, grad_y);
   }
+  if (g.stage == OmegaStage::states) return;
+  scores_backward<kArithmetic>(w, g, o);
+  if (g.wants_u)
+    lifted_backward(
+        w, g, o, g.q, w.q, w.chunk.tokens, [&](float* out, int ld, int first, int count) {
+          for (int l = 0; l < sz.first_layer; ++l)
+            read_to_inputs<kArithmetic>(w, o, l, grad_read(g, o, l), out, ld, first, count);
+        });
+}
+
+// ... and of the rows, and of memory_signals but for M_ref: grad_k [rows, kp] is added to. A
+// barrier comes before and after.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void first_layer_rows(const OmegaWork& w, const OmegaGrads& g,
+                                                 const OmegaOptions& o, float* grad_k) {
+  const OmegaSizes& sz = o.sizes;
+  const int rows = w.chunk.rows;
+  for (int l = 0; l < sz.first_layer; ++l) {
+    inside_to_signals<kArithmetic>(w, g, o, l, grad_read(g, o, l));
+    leave_backward<kArithmetic>(w, g, o, l, !is_deep(o));
+  }
+  if (g.stage == OmegaStage::states) return;
+  // Now every d has its gradient from the writes.
+  signals_backward<kArithmetic>(w, g, o);
+  if (!g.wants_x) return;
+  product<kArithmetic>(grad_k, sz.kp, rows, o.key, w.chunk.tokens, transposed(g.scores, sz.rp),
+                       plain(w.q, sz.kp), {1, 1});
+  lifted_backward(w, g, o, grad_k, w.k, rows, [&](float* out, int ld, int first, int count) {
+    for (int l = 0; l < sz.first_layer; ++l)
+      leave_to_inputs<kArithmetic>(w, g, o, l, out, ld, first, count);
+    signals_to_inputs<kArithmetic>(w, g, o, out, ld, first, count);
+  });
 }
 
 // Adjoint of dual_forward and memory_signals but for the states; grad_k [rows, kp] is added to.
@@ -240,42 +328,15 @@ template <Arithmetic kArithmetic>
 __device__ __forceinline__ void dual_backward(const OmegaWork& w, const OmegaGrads& g,
                                               const OmegaOptions& o, const OmegaInputs& in,
                                               float* grad_k) {
-  const OmegaSizes& sz = o.sizes;
-  const int tokens = w.chunk.tokens, rows = w.chunk.rows();
   scan_chunk(w, o, in, false);
-  each(tokens, [&](int t) { g.p[t] = g.s[t] = g.m[t] = 0; });
+  each(w.chunk.tokens, [&](int t) { g.p[t] = g.s[t] = g.m[t] = 0; });
   __syncthreads();
-  if (is_deep(o)) dual_backward_last<kArithmetic>(w, g, o);
-  product<kArithmetic>(w.scores, sz.rp, tokens, rows, o.key, plain(w.q, sz.kp),
-                       transposed(w.k, sz.kp));
-  for (int l = 0; l < sz.first_layer; ++l) {
-    const float* const grad_y = grad_read(g, o, l);
-    inside_backward<kArithmetic>(w, g, o, l, grad_y, w.scores, o.degree, g.scores, !is_deep(o),
-                                 l == 0);
-    leave_backward<kArithmetic>(w, g, o, l, !is_deep(o));
-    if (g.stage != OmegaStage::states) read_gates_backward<kArithmetic>(w, g, o, l, grad_y);
+  if (is_deep(o)) {
+    rebuilt_last_layer_queries<kArithmetic>(w, g, o);
+    last_layer_rows<kArithmetic>(w, g, o);
   }
-  if (g.stage == OmegaStage::states) return;
-  scores_backward<kArithmetic>(w, g, o, grad_k);
-  if (g.wants_u)
-    lifted_backward(w, g, o, g.q, w.q, tokens, [&](float* out, int ld, int first, int count) {
-      for (int l = 0; l < sz.first_layer; ++l)
-        read_to_inputs<kArithmetic>(w, o, l, grad_read(g, o, l), out, ld, first, count);
-    });
-  // Now that every d has its gradient from the writes, through the signals.
-  if (g.wants_x && !is_deep(o))
-    lifted_backward(w, g, o, grad_k, w.k, rows, [&](float* out, int ld, int first, int count) {
-      leave_to_inputs<kArithmetic>(w, g, o, 0, out, ld, first, count);
-      signals_to_inputs<kArithmetic>(w, g, o, out, ld, first, count);
-    });
-  if (!is_deep(o)) return;
-  signals_backward<kArithmetic>(w, g, o);
-  if (g.wants_x)
-    lifted_backward(w, g, o, grad_k, w.k, rows, [&](float* out, int ld, int first, int count) {
-      for (int l = 0; l < sz.first_layer; ++l)
-        leave_to_inputs<kArithmetic>(w, g, o, l, out, ld, first, count);
-      signals_to_inputs<kArithmetic>(w, g, o, out, ld, first, count);
-    });
+  first_layer_queries<kArithmetic>(w, g, o);
+  first_layer_rows<kArithmetic>(w, g, o, grad_k);
 }
 
 // Adjoint of the scans, (32) to (36): g.pair becomes the gradient of Gamma, row by row; g.eta,
@@ -284,8 +345,8 @@ __device__ __forceinline__ void scan_backward(const OmegaWork& w, const OmegaGra
                                               const OmegaOptions& o) {
   const OmegaChunk& c = w.chunk;
   const int rp = o.sizes.rp, last = c.tokens - 1;
-  each(c.rows() + 1, [&](int i) {
-    if (i == c.rows()) {
+  each(c.rows + 1, [&](int i) {
+    if (i == c.rows) {
       float m = 0, s = 0, p = 0;
       for (int t = last; t >= 0; --t) {
         const float alpha = t < last ? w.alpha[t + 1] : 0.0f,

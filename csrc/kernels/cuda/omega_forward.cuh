@@ -44,6 +44,40 @@ __device__ __forceinline__ void forward_chunk(const OmegaWork& w, const OmegaFor
   store_output(w, args);
 }
 
+// A part of the final state, w.before and w.rate; its chunk_weights are M_T where the last token
+// closed a chunk, else the last chunk's M_ref, which `with_reference` stores. A barrier comes
+// before.
+__device__ __forceinline__ void store_final(const OmegaWork& w, const OmegaForward& args,
+                                            const LayerPart& part, bool with_reference) {
+  const OmegaOptions& o = args.options;
+  const OmegaItem& item = w.item;
+  store_matrix(args.weights[part.l], w.before, o, item, part);
+  if (o.momentum) store_matrix(args.momentum[part.l], w.rate, o, item, part);
+  const bool closed = item.length > 0 && (item.position + item.length) % o.chunk_size == 0;
+  if (closed)
+    store_matrix(args.chunk_weights[part.l], w.before, o, item, part);
+  else if (with_reference)
+    store_matrix(args.chunk_weights[part.l], w.reference, o, item, part);
+}
+
+// What goes with the final state; checkpoints from `checkpoint` on belong to chunks that do not
+// exist.
+__device__ __forceinline__ void end_forward(const OmegaWork& w, const OmegaForward& args,
+                                            int64_t checkpoint) {
+  const OmegaOptions& o = args.options;
+  const OmegaItem& item = w.item;
+  for (; checkpoint < item.checkpoint_end; ++checkpoint) {
+    save_checkpoint(args.weights_checkpoints, nullptr, o, item, checkpoint);
+    save_checkpoint(args.momentum_checkpoints, nullptr, o, item, checkpoint);
+  }
+  store_tail(args.v_tail, args.in.v, args.in.v_tail, o, item, item.value_at, o.value,
+             o.value * o.slices);
+  if (item.value_at > 0) return;  // the rest is the first slice's business
+  store_tail(args.k_tail, args.in.k, args.in.k_tail, o, item, 0, o.key, o.key);
+  if (args.position != nullptr && item.head == 0 && thread_id() == 0)
+    args.position[item.n] = item.position + item.length;
+}
+
 // The item is in w. A barrier comes before.
 template <Arithmetic kArithmetic, bool kMuon>
 __device__ __forceinline__ void forward_item(OmegaWork& w, const OmegaForward& args) {
@@ -62,22 +96,8 @@ __device__ __forceinline__ void forward_item(OmegaWork& w, const OmegaForward& a
     forward_chunk<kArithmetic, kMuon>(w, args, checkpoint);
   }
   __syncthreads();
-  for (; checkpoint < item.checkpoint_end; ++checkpoint) {  // of chunks that do not exist
-    save_checkpoint(args.weights_checkpoints, nullptr, o, item, checkpoint);
-    save_checkpoint(args.momentum_checkpoints, nullptr, o, item, checkpoint);
-  }
-  const int64_t end = item.position + item.length;
-  store_memory(args.weights, w.before, o, item);
-  if (o.momentum) store_memory(args.momentum, w.rate, o, item);
-  if (item.length == 0)
-    store_memory(args.chunk_weights, w.reference, o, item);
-  else if (end % o.chunk_size == 0)
-    store_memory(args.chunk_weights, w.before, o, item);
-  store_tail(args.v_tail, args.in.v, args.in.v_tail, o, item, item.value_at, o.value,
-             o.value * o.slices);
-  if (item.value_at > 0) return;  // the rest is the first slice's business
-  store_tail(args.k_tail, args.in.k, args.in.k_tail, o, item, 0, o.key, o.key);
-  if (args.position != nullptr && item.head == 0 && thread_id() == 0) args.position[item.n] = end;
+  for (int l = 0; l < o.matrices; ++l) store_final(w, args, whole_matrix(o, l), item.length == 0);
+  end_forward(w, args, checkpoint);
 }
 
 template <Arithmetic kArithmetic, bool kMuon>

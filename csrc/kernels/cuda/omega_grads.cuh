@@ -6,17 +6,20 @@ namespace atlas::kernels::cuda {
 
 // Adjoints of what OmegaWork names; like it, in shared memory.
 struct OmegaGrads {
-  float *weights, *momentum;   // states; in: after the chunk, out: before it
-  float* reference;            // a state: of M_ref where that is an argument of its own, else null
-  float* y;                    // [chunk, vp]
-  float* q;                    // [chunk, kp]
-  float *k_sum, *v_sum;        // [rows, kp], [rows, vp] slot j: token first - (W-1) + j
-  float* d[kOmegaMatrices];    // [rows, ld]; the last one is of e
-  float* h;                    // [rows, fp] of the rows' hidden layer
-  float* query_h;              // [chunk, fp]
-  float* queries[2];           // [chunk, fp]
-  float *cf, *scores;          // [chunk, rp]
-  float *pair, *other;         // [chunk, rp] scratch; in the end `pair` has the gradient of A
+  float *weights, *momentum;  // states; in: after the chunk, out: before it
+  float* reference;           // a state: of M_ref where that is an argument of its own, else null
+  float* y;                   // [chunk, vp]
+  float* q;                   // [chunk, kp]
+  float *k_sum, *v_sum;       // [rows, kp], [rows, vp] slot j: token first - (W-1) + j
+  float* d[kOmegaMatrices];   // [rows, ld]; the last one is of e
+  float* h;                   // [rows, fp] of the rows' hidden layer
+  float* query_h;             // [chunk, fp]
+  float* queries[2];          // [chunk, fp]
+  float *cf, *scores;         // [chunk, rp]
+  float *pair, *other;        // [chunk, rp] scratch; in the end `pair` has the gradient of A
+  // -Cf kernel of each matrix, and the gradient of the last one's kernel. Outside teams the last
+  // ones are pair and scores themselves.
+  float *pairs[kOmegaMatrices], *last_scores;
   float *wide, *wide2;         // [rows, max(kp, vp, fp)] scratch
   float* a_last;               // [rp] of A's last row
   float *p, *s, *m;            // [chunk]
@@ -34,6 +37,11 @@ struct OmegaGrads {
 
 __host__ __device__ __forceinline__ int64_t most_segments(const OmegaOptions& o) {
   return o.ns_every >= o.chunk ? 2 : (o.chunk + o.ns_every - 1) / o.ns_every + 1;
+}
+
+// Of the scratch rows.
+__host__ __device__ __forceinline__ int widest_row(const OmegaOptions& o) {
+  return larger(o.sizes.kp, larger(o.sizes.vp, o.sizes.fp));
 }
 
 // True if the states' gradients are in shared memory. `own_reference`: M_ref is an argument.
@@ -62,8 +70,7 @@ __host__ __device__ __forceinline__ bool take_backward(OmegaWork& w, OmegaGrads&
   g.q = arena.take(chunk * sz.kp);
   g.k_sum = arena.take(rows * sz.kp);
   g.v_sum = arena.take(rows * sz.vp);
-  const int widest = larger(sz.kp, larger(sz.vp, sz.fp));
-  g.wide = arena.take(rows * widest);
+  g.wide = arena.take(rows * widest_row(o));
   w.a = arena.take(pairs);
   if (!muon) {
     w.cf = arena.take(pairs);
@@ -71,9 +78,12 @@ __host__ __device__ __forceinline__ bool take_backward(OmegaWork& w, OmegaGrads&
     g.cf = arena.take(pairs);
     g.scores = arena.take(pairs);
     g.other = arena.take(pairs);
-    g.wide2 = arena.take(rows * widest);
+    g.wide2 = arena.take(rows * widest_row(o));
   }
   g.pair = arena.take(pairs);
+  for (int l = 0; l < o.matrices; ++l)
+    g.pairs[l] = l > 0 && l < sz.first_layer && !muon ? arena.take(pairs) : g.pair;
+  g.last_scores = g.scores;
   if (is_deep(o)) {
     for (int l = 0; l < sz.first_layer; ++l) {
       w.z[l] = arena.take(rows * sz.fp);

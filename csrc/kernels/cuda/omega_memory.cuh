@@ -63,19 +63,28 @@ __device__ __forceinline__ void hidden_layer(float* h, const float* z1, const fl
   });
 }
 
-// Calls use(first, count, x, ld) for columns [first, first + count) of layer l's inputs, x [n, ld]:
-// phi of the rows [n, kp], tile by tile, or h [n, fp]. One place, so that a product in it is called
-// from one place. A barrier comes before.
+// Inputs [first, first + inputs) and outputs [from, from + outputs) of matrix l.
+struct LayerPart {
+  int l, first, inputs, from, outputs;
+};
+
+__device__ __forceinline__ LayerPart whole_matrix(const OmegaOptions& o, int l) {
+  return {l, 0, o.sizes.matrix[l].in, 0, o.sizes.matrix[l].out};
+}
+
+// Calls use(first, count, x, ld) for columns [first, first + count) of the part's inputs, x [n,
+// ld]: phi of the rows [n, kp], tile by tile, or h [n, fp]. One place, so that a product in it is
+// called from one place. A barrier comes before.
 template <class Use>
-__device__ __forceinline__ void each_layer_input(const OmegaWork& w, const OmegaOptions& o, int l,
-                                                 const float* rows, const float* h, int n,
-                                                 const Use& use) {
+__device__ __forceinline__ void each_layer_input(const OmegaWork& w, const OmegaOptions& o,
+                                                 const LayerPart& part, const float* rows,
+                                                 const float* h, int n, const Use& use) {
   const OmegaSizes& sz = o.sizes;
-  const bool phi = sees_phi(o, l), lifted = phi && o.degree > 0;
-  const int in = sz.matrix[l].in, step = lifted ? sz.tile : in;
-  for (int first = 0; first < in; first += step) {
-    const int count = min(step, in - first);
-    const float* x = phi ? rows : h;
+  const bool phi = sees_phi(o, part.l), lifted = phi && o.degree > 0;
+  const int end = part.first + part.inputs, step = lifted ? sz.tile : part.inputs;
+  for (int first = part.first; first < end; first += step) {
+    const int count = min(step, end - first);
+    const float* x = (phi ? rows : h) + first;
     int ld = phi ? sz.kp : sz.fp;
     if (lifted) {
       lift_tile(w, o, rows, n, first, count);
@@ -92,7 +101,8 @@ __device__ __forceinline__ void layer_read(float* out, const OmegaWork& w, const
                                            int l, const float* rows, const float* h, int n,
                                            const View& matrix, Scaling scaling) {
   const OmegaMatrix& m = o.sizes.matrix[l];
-  each_layer_input(w, o, l, rows, h, n, [&](int first, int count, const float* x, int ld) {
+  const LayerPart whole = whole_matrix(o, l);
+  each_layer_input(w, o, whole, rows, h, n, [&](int first, int count, const float* x, int ld) {
     const View part{matrix.at + static_cast<int64_t>(first) * matrix.row, matrix.row,
                     matrix.column};
     product<kArithmetic>(out, m.ld, n, m.out, count, plain(x, ld), part, scaling);
@@ -100,17 +110,25 @@ __device__ __forceinline__ void layer_read(float* out, const OmegaWork& w, const
   });
 }
 
-// matrix = beta matrix + alpha inputᵀ (depth_i d_i) for matrix l.
+// matrix = beta matrix + alpha inputᵀ (depth_i d_i) in a part of it.
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void layer_write(float* matrix, const OmegaWork& w,
+                                            const OmegaOptions& o, const LayerPart& part,
+                                            const float* rows, const float* h, int n,
+                                            const float* d, const Scaling& scaling) {
+  const int ld = o.sizes.matrix[part.l].ld;
+  each_layer_input(w, o, part, rows, h, n, [&](int first, int count, const float* x, int x_ld) {
+    product<kArithmetic>(matrix + static_cast<int64_t>(first) * ld + part.from, ld, count,
+                         part.outputs, n, transposed(x, x_ld), plain(d + part.from, ld), scaling);
+  });
+}
+
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void layer_write(float* matrix, const OmegaWork& w,
                                             const OmegaOptions& o, int l, const float* rows,
                                             const float* h, int n, const float* d,
                                             const Scaling& scaling) {
-  const OmegaMatrix& m = o.sizes.matrix[l];
-  each_layer_input(w, o, l, rows, h, n, [&](int first, int count, const float* x, int ld) {
-    product<kArithmetic>(matrix + static_cast<int64_t>(first) * m.ld, m.ld, count, m.out, n,
-                         transposed(x, ld), plain(d, m.ld), scaling);
-  });
+  layer_write<kArithmetic>(matrix, w, o, whole_matrix(o, l), rows, h, n, d, scaling);
 }
 
 // (5), (6): d of the first layer from b and the rows' z1, z3, which may be d. Barrier by the
@@ -136,7 +154,7 @@ __device__ __forceinline__ void add_residual(const OmegaWork& w, const OmegaOpti
   const OmegaSizes& sz = o.sizes;
   float* const e = w.d[last_matrix(o)];
   if (!o.l2 || !o.residual) return;
-  each(w.chunk.rows(), o.value,
+  each(w.chunk.rows, o.value,
        [&](int i, int j) { e[i * sz.vp + j] += w.k[i * sz.kp + w.item.value_at + j]; });
   __syncthreads();
 }
@@ -146,7 +164,7 @@ __device__ __forceinline__ void add_residual(const OmegaWork& w, const OmegaOpti
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void deep_signals(const OmegaWork& w, const OmegaOptions& o) {
   const OmegaSizes& sz = o.sizes;
-  const int last = last_matrix(o), rows = w.chunk.rows();
+  const int last = last_matrix(o), rows = w.chunk.rows;
   const View& top = w.reference.matrix[last];
   float* const e = w.d[last];
   hidden_layer(w.h, w.z[0], w.z[1], sz.fp, rows, o);
@@ -161,7 +179,7 @@ __device__ __forceinline__ void deep_signals(const OmegaWork& w, const OmegaOpti
 // (3) to (6): e (which holds -v) and the deeper d. z may be d. A barrier comes before and after.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void memory_signals(const OmegaWork& w, const OmegaOptions& o) {
-  const int rows = w.chunk.rows();
+  const int rows = w.chunk.rows;
   __syncthreads();
   add_residual(w, o);
   if (!is_deep(o)) {

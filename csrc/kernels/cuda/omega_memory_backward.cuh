@@ -69,7 +69,7 @@ __device__ __forceinline__ void signals_backward(const OmegaWork& w, const Omega
                                                  const OmegaOptions& o) {
   if (!is_deep(o)) return;
   const OmegaSizes& sz = o.sizes;
-  const int last = last_matrix(o), rows = w.chunk.rows();
+  const int last = last_matrix(o), rows = w.chunk.rows;
   const View& top = w.reference.matrix[last];
   inner_signals_backward(w, g, o, rows);
   __syncthreads();
@@ -89,29 +89,32 @@ __device__ __forceinline__ void signals_to_inputs(const OmegaWork& w, const Omeg
   if (!is_deep(o) && !o.l2) return;
   for (int l = 0; l < o.sizes.first_layer; ++l) {
     const OmegaMatrix& m = o.sizes.matrix[l];
-    back_through<kArithmetic>(out, ld, w.chunk.rows(), first, count, g.d[l], m.ld, m.out,
+    back_through<kArithmetic>(out, ld, w.chunk.rows, first, count, g.d[l], m.ld, m.out,
                               w.reference.matrix[l], 1, nullptr);
   }
 }
 
-// ... and for M_ref: its gradient, a state, is added to.
+// ... and for a part of M_ref, whose gradient, a state, is added to.
 template <Arithmetic kArithmetic>
 __device__ __forceinline__ void signals_to_reference(const OmegaWork& w, const OmegaGrads& g,
-                                                     const OmegaOptions& o, float* reference) {
+                                                     const OmegaOptions& o, float* reference,
+                                                     const LayerPart& part) {
   const OmegaSizes& sz = o.sizes;
-  const int last = last_matrix(o), rows = w.chunk.rows();
-  float* const top = reference + sz.matrix[last].at;
-  if (!is_deep(o)) {
-    if (o.l2) layer_write<kArithmetic>(top, w, o, 0, w.k, w.h, rows, g.d[0], {1, 1});
-    return;
-  }
-  product<kArithmetic>(top, sz.vp, o.hidden, o.value, rows, transposed(w.b, sz.fp),
-                       plain(w.d[last], sz.vp), {1, 1});
-  if (o.l2)
-    product<kArithmetic>(top, sz.vp, o.hidden, o.value, rows, transposed(w.h, sz.fp),
-                         plain(g.d[last], sz.vp), {1, 1});
-  for (int l = 0; l < sz.first_layer; ++l)
-    layer_write<kArithmetic>(reference + sz.matrix[l].at, w, o, l, w.k, w.h, rows, g.d[l], {1, 1});
+  const int l = part.l, rows = w.chunk.rows;
+  float* const grad = reference + sz.matrix[l].at;
+  if (is_deep(o) && l == last_matrix(o))
+    product<kArithmetic>(grad + part.first * sz.vp + part.from, sz.vp, part.inputs, part.outputs,
+                         rows, transposed(w.b + part.first, sz.fp),
+                         plain(w.d[l] + part.from, sz.vp), {1, 1});
+  if (o.l2 || l < last_matrix(o))
+    layer_write<kArithmetic>(grad, w, o, part, w.k, w.h, rows, g.d[l], {1, 1});
+}
+
+template <Arithmetic kArithmetic>
+__device__ __forceinline__ void reference_backward(const OmegaWork& w, const OmegaGrads& g,
+                                                   const OmegaOptions& o, float* reference) {
+  for (int l = 0; l < o.matrices; ++l)
+    signals_to_reference<kArithmetic>(w, g, o, reference, whole_matrix(o, l));
 }
 
 }  // namespace atlas::kernels::cuda

@@ -204,7 +204,7 @@ __device__ __forceinline__ void muon_backward(const OmegaWork& w, const OmegaGra
                                               float* grad_k) {
   const OmegaSizes& sz = o.sizes;
   const int64_t size = sz.state;
-  const int rows = w.chunk.rows();
+  const int rows = w.chunk.rows;
   const int segments = muon_recompute<kArithmetic>(w, g, o, in);
   for (int l = 0; l < o.matrices; ++l)
     each(rows, sz.matrix[l].out, [&](int i, int j) { g.d[l][i * sz.matrix[l].ld + j] = 0; });

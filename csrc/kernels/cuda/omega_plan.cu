@@ -5,14 +5,16 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/omega_grads.cuh"
 #include "kernels/cuda/omega_plan.h"
+#include "kernels/cuda/omega_team.cuh"
 
 namespace atlas::kernels::cuda {
 namespace {
 
-// Beside the dynamic shared memory: OmegaWork, OmegaGrads.
+// Beside the dynamic shared memory: OmegaWork, OmegaGrads, TeamWork.
 constexpr int64_t kStaticBytes = 1 << 10;
 
-static_assert(sizeof(OmegaWork) + sizeof(OmegaGrads) <= kStaticBytes, "static shared memory");
+static_assert(sizeof(OmegaWork) + sizeof(OmegaGrads) + sizeof(TeamWork) <= kStaticBytes,
+              "static shared memory");
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -95,11 +97,47 @@ int parts_for(OmegaPass pass, const OmegaOptions& o, int slices, int64_t items, 
   return static_cast<int>(std::clamp<int64_t>(chunks, 1, multiprocessors / items));
 }
 
+// Teams for a deep memory that does not fit on chip, where (sequence, head) pairs leave
+// multiprocessors idle: a block has a tile's rows and columns at least, more where not all blocks
+// of a launch would work at the same time. There is a launch for every chunk that a packed sequence
+// may have, also where many share the tokens and none has so many.
+OmegaTeam team_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int multiprocessors,
+                   int64_t chunks, int64_t packed, int threads) {
+  constexpr int64_t kMostPacked = 8;
+  OmegaTeam team{};
+  if (o.matrices == 1 || o.schedule.steps > 0 || 4 * items > multiprocessors ||
+      packed > kMostPacked)
+    return team;
+  const bool backward = pass == OmegaPass::backward;
+  team = {kTileRows, kTileColumns, o.sizes.tile, chunks, 0, 0};
+  while (items * most_team_ranks(backward, false, o, team) > multiprocessors) {
+    const bool cut_rows = row_slabs(o, team) > 1, cut_parts = part_count(o, team) > o.matrices;
+    if (!cut_rows && !cut_parts) break;
+    if (cut_parts && (!cut_rows || part_count(o, team) >= row_slabs(o, team))) {
+      team.columns += kTileColumns;
+      team.features += o.sizes.tile;
+    } else {
+      team.rows += kTileRows;
+    }
+  }
+  team.blocks = items * most_team_ranks(backward, true, o, team);
+  OmegaWork work{};
+  OmegaGrads grads{};
+  TeamWork team_work{};
+  OmegaArena arena{nullptr, nullptr, 0};
+  if (backward)
+    take_team(work, grads, team_work, arena, o, team, true, threads);
+  else
+    take_team(work, team_work, arena, o, 0);
+  team.floats = arena.device_used;
+  return team;
+}
+
 }  // namespace
 
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
                           int64_t items, int capability, int multiprocessors, int limit,
-                          int64_t chunks, int64_t rows) {
+                          int64_t chunks, int64_t packed, int64_t rows) {
   if (limit < 0) limit = shared_kibibytes(capability) << 10;
   constexpr int64_t kFloat = sizeof(float);
   const int64_t most = (limit - kStaticBytes) / kFloat;
@@ -117,19 +155,30 @@ OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dty
   plan.state_on_chip = take(pass, arena, o);
   plan.tensor_cores = capability >= 80 && (dtype != Dtype::f32 || allow_tf32);
   plan.threads = block_threads_for(pass, o);
+  if (!plan.state_on_chip && pass != OmegaPass::update)
+    plan.team = team_for(pass, o, items, multiprocessors, chunks, packed, plan.threads);
+  if (plan.team.rows > 0) {
+    OmegaWork own{};
+    OmegaArena wanted{nullptr, nullptr, std::numeric_limits<int64_t>::max()};
+    take_own(own, wanted, o);
+    arena = {nullptr, nullptr, std::min(wanted.shared_used, most)};
+    take_own(own, arena, o);
+  }
   plan.shared_bytes = arena.shared_limit * kFloat;
   plan.scratch_bytes = arena.device_used * kFloat;
   // A block with scratch fills a multiprocessor; it then takes several items in turn.
-  plan.blocks = plan.scratch_bytes > 0 ? std::min<int64_t>(items, multiprocessors) : items;
+  plan.blocks = plan.scratch_bytes > 0 && plan.team.rows == 0
+                    ? std::min<int64_t>(items, multiprocessors)
+                    : items;
   plan.blocks = std::min<int64_t>(plan.blocks, std::numeric_limits<int>::max());
   return plan;
 }
 
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
-                          int64_t items, int64_t chunks, int64_t rows) {
+                          int64_t items, int64_t chunks, int64_t packed, int64_t rows) {
   const Device device = current_device();
   return omega_rule_plan(pass, options, dtype, allow_tf32, items, device.capability,
-                         device.multiprocessors, device.shared_bytes, chunks, rows);
+                         device.multiprocessors, device.shared_bytes, chunks, packed, rows);
 }
 
 }  // namespace atlas::kernels::cuda

@@ -146,6 +146,16 @@ struct OmegaUpdate {
   int64_t rows;
 };
 
+// Blocks that share each chunk of an item (omega_team.cuh).
+struct OmegaTeam {
+  // What a block has: window rows or tokens (0: there are no teams); columns of a matrix or some of
+  // the features that it sees.
+  int rows, columns, features;
+  int64_t chunks;  // most of an item
+  int64_t floats;  // that an item's blocks share, behind all blocks' scratch
+  int64_t blocks;  // most of a launch
+};
+
 // How a call runs: blocks, threads of one, shared memory and scratch of one.
 struct OmegaPlan {
   bool tensor_cores;  // in tf32; with Newton-Schulz, which amplifies round-off, in split tf32
@@ -155,6 +165,7 @@ struct OmegaPlan {
   int64_t scratch_bytes;  // of one block
   int slices;             // of V, each a block's
   int parts;              // of an item's chunks in the backward; `blocks` counts those of all parts
+  OmegaTeam team;         // of a deep memory; `blocks` are then items
   bool state_on_chip;     // the memory and its momentum (backward: their gradients; update: all
                           // buffers) stay in shared memory
 };
@@ -162,16 +173,20 @@ struct OmegaPlan {
 enum class OmegaPass : int { forward, backward, update };
 
 // On a device of this capability whose blocks may have `limit` bytes of shared memory (negative:
-// what the capability has); `items` (sequence, head) pairs of at most `chunks` chunks, or rows and
-// heads; `rows` = B T H of the backward's gradients.
+// what the capability has); `items` (sequence, head) pairs of at most `chunks` chunks, which
+// `packed` sequences share, or rows and heads; `rows` = B T H of the backward's gradients.
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
                           int64_t items, int capability, int multiprocessors, int limit = -1,
-                          int64_t chunks = 1, int64_t rows = 0);
+                          int64_t chunks = 1, int64_t packed = 1, int64_t rows = 0);
 OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dtype, bool allow_tf32,
-                          int64_t items, int64_t chunks = 1,
+                          int64_t items, int64_t chunks = 1, int64_t packed = 1,
                           int64_t rows = 0);  // on the current device
 
 cudaError_t omega_rule(const OmegaForward& args, const OmegaPlan& plan, cudaStream_t stream);
+cudaError_t omega_team_forward(const OmegaForward& args, const OmegaPlan& plan,
+                               cudaStream_t stream);
+cudaError_t omega_team_backward(const OmegaBackward& args, const OmegaPlan& plan,
+                                cudaStream_t stream);
 cudaError_t omega_rule_backward(const OmegaBackward& args, const OmegaPlan& plan,
                                 cudaStream_t stream);
 cudaError_t omega_rule_update(const OmegaUpdate& args, const OmegaPlan& plan, cudaStream_t stream);

@@ -8,6 +8,7 @@ cudaError_t omega_rule_backward(const OmegaBackward& given, const OmegaPlan& pla
   OmegaBackward args = given;
   args.stage = OmegaStage::all;
   args.parts = plan.parts;
+  if (plan.team.rows > 0) return omega_team_backward(args, plan, stream);
   if (plan.parts > 1) {
     args.stage = OmegaStage::states;
     OmegaPlan walk = plan;

@@ -52,7 +52,7 @@ __device__ ATLAS_SHARED_CODE inline void begin_step(OmegaWork& w, OmegaStep& ste
   step.valid = item.position >= 0 && item.position < args.capacity;
   if (!step.valid) return;
   w.chunk = chunk_of(o, item, 0, 1);
-  w.q = w.k + w.chunk.rows() * o.sizes.kp;
+  w.q = w.k + w.chunk.rows * o.sizes.kp;
   step.writes = o.schedule.steps == 0 || (item.position + 1) % o.ns_every == 0;
   step.closes = (item.position + 1) % o.chunk_size == 0;
   for (int l = 0; l < o.matrices; ++l) {
@@ -100,7 +100,7 @@ __device__ __forceinline__ void each_input(const OmegaWork& w, const OmegaOption
     use(0, o.key, w.k, o.sizes.kp);
   } else {
     each_tile(o, [&](int first, int count) {
-      if (!lifts_once(o)) lift_tile(w, o, w.k, w.chunk.rows() + 1, first, count);
+      if (!lifts_once(o)) lift_tile(w, o, w.k, w.chunk.rows + 1, first, count);
       use(first, count, w.lift.tile, o.sizes.tp);
     });
   }
@@ -115,7 +115,7 @@ __device__ __forceinline__ void window_read(float* out, const OmegaWork& w, cons
   const OmegaMatrix& m = o.sizes.matrix[l];
   const float* const matrix = step.reference[l];
   const int64_t stride = args.in.chunk_weights[l].stride[2];
-  const int rows = w.chunk.rows(), down = (m.out + kUpdateRows - 1) / kUpdateRows,
+  const int rows = w.chunk.rows, down = (m.out + kUpdateRows - 1) / kUpdateRows,
             tasks = (rows + kUpdateWindow - 1) / kUpdateWindow * down;
   each_input(w, o, l, [&](int first, int count, const float* x, int x_ld) {
     for (int task = thread_id() / kWarp; task < tasks; task += block_threads() / kWarp) {
@@ -149,7 +149,7 @@ __device__ __forceinline__ void pull_back(const OmegaWork& w, const OmegaStep& s
                                           const OmegaUpdate& args) {
   const OmegaOptions& o = args.options;
   const OmegaSizes& sz = o.sizes;
-  const int last = last_matrix(o), rows = w.chunk.rows();
+  const int last = last_matrix(o), rows = w.chunk.rows;
   const float* const top = step.reference[last];
   const int64_t stride = args.in.chunk_weights[last].stride[2];
   each((rows + kUpdateWindow - 1) / kUpdateWindow, o.hidden, [&](int group, int f) {
@@ -175,7 +175,7 @@ __device__ __forceinline__ void window_signals(const OmegaWork& w, const OmegaSt
                                                const OmegaUpdate& args, const Answers& answers) {
   const OmegaOptions& o = args.options;
   const OmegaSizes& sz = o.sizes;
-  const int last = last_matrix(o), rows = w.chunk.rows();
+  const int last = last_matrix(o), rows = w.chunk.rows;
   float* const e = w.d[last];
   __syncthreads();
   each(rows, o.value, [&](int i, int j) {
@@ -216,7 +216,7 @@ __device__ __forceinline__ void move_rows(float* y, const OmegaWork& w, const Om
                  kWhole = kMove == OmegaMove::gather || kMove == OmegaMove::apply;
   const OmegaOptions& o = args.options;
   const OmegaMatrix& m = o.sizes.matrix[l];
-  const int rows = w.chunk.rows(), left = m.out - j, ns_ld = leading(m.in);
+  const int rows = w.chunk.rows, left = m.out - j, ns_ld = leading(m.in);
   const bool momentum = kMove != OmegaMove::apply && step.momentum[l] != nullptr,
              gradient = kMove == OmegaMove::decay ? momentum : kMove != OmegaMove::apply;
   const int64_t weights_stride = args.in.weights[l].stride[2],
@@ -312,7 +312,7 @@ __device__ __forceinline__ void update_item(const OmegaWork& w, const OmegaStep&
   const OmegaOptions& o = args.options;
   const OmegaSizes& sz = o.sizes;
   const OmegaItem& item = w.item;
-  const int rows = w.chunk.rows(), last = last_matrix(o);
+  const int rows = w.chunk.rows, last = last_matrix(o);
   load_chunk(w, o, args.in);
   const int64_t gamma = gamma_offset(args.in, item, w.chunk);
   each(rows, [&](int i) { w.a[i] = band(args.in.gamma, gamma, w.chunk, o.window, 0, i); });

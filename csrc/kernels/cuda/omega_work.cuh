@@ -86,13 +86,12 @@ struct OmegaItem {
   int slice, value_at;  // of V, and its first output
 };
 
-// Tokens [first, first + tokens) of the item; rows i < rows() of the window are the `overhang`
-// tokens before the chunk and the chunk's own. Token t of the chunk sees rows i <= overhang + t.
+// Tokens [first, first + tokens) of the item, and `rows` rows of the window: the `overhang` tokens
+// before the chunk and its own. Token t of the chunk sees rows i <= overhang + t. A block of a team
+// (omega_team.cuh) has some of the tokens, or some of the rows.
 struct OmegaChunk {
   int64_t first, position;
-  int tokens, overhang;
-
-  __device__ __forceinline__ int rows() const { return overhang + tokens; }
+  int tokens, overhang, rows;
 };
 
 // The matrices of a memory where they lie, [in, out] each.
@@ -126,10 +125,20 @@ struct OmegaWork {
   float* squares[4];  // and what multiplies them
 };
 
+// What each block of a team has for itself.
+__host__ __device__ __forceinline__ void take_own(OmegaWork& w, OmegaArena& arena,
+                                                  const OmegaOptions& o) {
+  w.line = arena.take(kOmegaWarps);
+  w.c = arena.take(kScaleSlots);
+  if (o.degree == 0) return;
+  w.lift.tile = arena.take(static_cast<int64_t>(o.sizes.rows) * o.sizes.tp);
+  w.lift.indices = reinterpret_cast<uint32_t*>(arena.take(2 * static_cast<int64_t>(o.features)));
+  w.lift.roots = arena.take(o.features);
+}
+
 // What every pass has, the most used first.
 __host__ __device__ __forceinline__ void take_common(OmegaWork& w, OmegaArena& arena,
                                                      const OmegaOptions& o) {
-  const OmegaSizes& sz = o.sizes;
   w = OmegaWork();
   w.alpha = arena.take(o.chunk);
   w.theta = arena.take(o.chunk);
@@ -137,13 +146,7 @@ __host__ __device__ __forceinline__ void take_common(OmegaWork& w, OmegaArena& a
   w.p = arena.take(o.chunk);
   w.s = arena.take(o.chunk);
   w.m = arena.take(o.chunk);
-  w.line = arena.take(kOmegaWarps);
-  w.c = arena.take(kScaleSlots);
-  if (o.degree > 0) {
-    w.lift.tile = arena.take(static_cast<int64_t>(sz.rows) * sz.tp);
-    w.lift.indices = reinterpret_cast<uint32_t*>(arena.take(2 * static_cast<int64_t>(o.features)));
-    w.lift.roots = arena.take(o.features);
-  }
+  take_own(w, arena, o);
 }
 
 // Of a deep memory's rows and queries.

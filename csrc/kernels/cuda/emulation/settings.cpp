@@ -71,13 +71,16 @@ void set_copies(const std::string& mode) {
   }
 }
 
-void set_device(int capability, int multiprocessors) {
+// A block may have `shared_kib` KiB of shared memory; 0: what the capability has.
+void set_device(int capability, int multiprocessors, int shared_kib) {
   const int kibibytes = kernels::cuda::shared_kibibytes(capability);
   if (kibibytes == 0)
     refuse("capability", "75, 80, 86, 87, 89, 90, 100 or 120", std::to_string(capability));
   if (multiprocessors < 1) refuse("multiprocessors", "at least 1", std::to_string(multiprocessors));
+  if (shared_kib < 0 || shared_kib > kibibytes)
+    refuse("shared_kib", ("0 to " + std::to_string(kibibytes)).c_str(), std::to_string(shared_kib));
   settings().capability = capability;
-  settings().shared_bytes = kibibytes << 10;
+  settings().shared_bytes = (shared_kib > 0 ? shared_kib : kibibytes) << 10;
   settings().multiprocessors = multiprocessors;
 }
 

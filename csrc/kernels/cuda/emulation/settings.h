@@ -37,6 +37,6 @@ void reset_counters();
 // By the names that the Python module takes; they throw for others.
 void set_order(const std::string& order, uint64_t seed);
 void set_copies(const std::string& mode);
-void set_device(int capability, int multiprocessors);
+void set_device(int capability, int multiprocessors, int shared_kib = 0);
 
 }  // namespace atlas::emulation
