@@ -137,9 +137,10 @@ def test_magnitudes(dtype: torch.dtype, magnitude: float) -> None:
         assert relative_error(gradient(x), grad) < tolerance
 
 
-def test_zero_among_large_matrices() -> None:
-    """Large matrices take another path: the zero rule holds there too."""
-    x = random(2, 257, 258).float()
+@pytest.mark.parametrize("sides", [(520, 513), (1025, 1026)])
+def test_zero_among_large_matrices(sides: tuple[int, int]) -> None:
+    """Threads share large matrices, torch multiplies still larger ones: the zero rule holds, too."""
+    x = random(2, *sides).float()
     x[1] = 0
     assert not newton_schulz(x)[1].any()
     grad = gradient(x)
@@ -179,9 +180,9 @@ def test_named_schedule_equals_its_table() -> None:
     assert relative_error(newton_schulz(x, 1, "polar_express"), wanted) < 1e-12
 
 
-@pytest.mark.parametrize("shape", [(300, 270), (2, 1, 520, 530)])
+@pytest.mark.parametrize("shape", [(300, 270), (2, 1, 520, 530), (1026, 1030)])
 @pytest.mark.parametrize("schedule", ["muon", "polar_express"])
-def test_large_matrices_take_library_products(shape: tuple[int, ...], schedule: str) -> None:
+def test_large_matrices(shape: tuple[int, ...], schedule: str) -> None:
     x = random(*shape)
     leaf = x.clone().requires_grad_()
     weight = random(*shape, seed=9)
@@ -192,3 +193,15 @@ def test_large_matrices_take_library_products(shape: tuple[int, ...], schedule: 
     assert relative_error(out, expected) < 1e-9
     assert relative_error(grad, wanted) < 1e-9
     assert relative_error(newton_schulz(x.float(), 3, schedule, scale="rms"), expected) < 5e-4
+
+
+@pytest.mark.parametrize("shape", [(193, 340), (300, 270), (205, 205)])
+def test_threads_that_share_a_matrix_change_no_bit(shape: tuple[int, int], threads: None) -> None:
+    x = random(*shape).float()
+    found = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        found.append((newton_schulz(x), gradient(x)))
+    for out, grad in found[1:]:
+        assert torch.equal(out, found[0][0])
+        assert torch.equal(grad, found[0][1])

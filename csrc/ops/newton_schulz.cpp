@@ -11,9 +11,10 @@ namespace {
 
 namespace cpu = kernels::cpu;
 
-// The small-matrix kernel takes matrices with min(m, n) up to kLargestAlone, and up to
-// kLargestBatched where there is one for every thread; torch's matmul, on all threads, the rest.
-constexpr int64_t kLargestAlone = 256, kLargestBatched = 512;
+// Threads take whole matrices with min(m, n) up to kLargestAlone, and up to kLargestBatched where
+// there is one for every thread; they share the products of one matrix after the other up to
+// kLargestShared. Beyond that, where scratch for the backward would be large, torch's matmul.
+constexpr int64_t kLargestAlone = 192, kLargestBatched = 512, kLargestShared = 1024;
 
 // Matrices one by one, transposed so that rows <= columns; grads is x's own in the forward.
 Tensor run_large(const Tensor& x,     // [batch, m, n], contiguous
@@ -51,7 +52,8 @@ Tensor run_newton_schulz(const Tensor& x,     // [..., m, n]
   const Tensor matrices = torch::stable::contiguous(x);
   const Tensor grads = grad != nullptr ? torch::stable::contiguous(*grad) : matrices;
   const cpu::ParallelFor parallel = torch_threads();
-  if (std::min(m, n) > (batch < parallel.threads() ? kLargestAlone : kLargestBatched)) {
+  const int64_t side = std::min(m, n);
+  if (side > kLargestShared) {
     const Tensor flat = torch::stable::view(grads, {batch, m, n});
     const Tensor out = run_large(torch::stable::view(matrices, {batch, m, n}),
                                  grad != nullptr ? &flat : nullptr, options);
@@ -60,11 +62,13 @@ Tensor run_newton_schulz(const Tensor& x,     // [..., m, n]
   const bool is_double = compute_type(x) == ScalarType::Double;
   const bool backward = grad != nullptr;
   const Tensor out = torch::stable::empty_like(matrices);
-  const Tensor memory = scratch(
-      x, cpu::newton_schulz_batch_scratch(m, n, options.steps, backward, is_double, parallel));
+  const bool one_by_one = side > (batch < parallel.threads() ? kLargestAlone : kLargestBatched);
+  const int64_t tasks = one_by_one ? 1 : parallel.threads();
+  const Tensor memory =
+      scratch(x, cpu::newton_schulz_batch_scratch(m, n, options.steps, backward, is_double, tasks));
   const cpu::NewtonSchulzBatch args{
       array(matrices),           array(grads), mutable_array(out), batch, m, n, options,
-      memory.mutable_data_ptr(), is_double};
+      memory.mutable_data_ptr(), is_double,    one_by_one};
   backward ? cpu::newton_schulz_batch_backward(args, parallel)
            : cpu::newton_schulz_batch(args, parallel);
   return out;

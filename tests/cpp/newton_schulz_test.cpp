@@ -40,13 +40,14 @@ Matrix newton_schulz(const double* s, int64_t m, int64_t n) {
 
 template <class T>
 std::vector<T> call(const std::vector<T>& x, const std::vector<T>* grad, int64_t batch, int64_t m,
-                    int64_t n) {
+                    int64_t n, bool one_by_one = false) {
   constexpr bool is_double = sizeof(T) == 8;
   constexpr cpu::Dtype dtype = is_double ? cpu::Dtype::f64 : cpu::Dtype::f32;
   const cpu::ParallelFor parallel = check::two_threads();
   std::vector<T> out(x.size(), T(NAN));
-  std::vector<T> scratch(
-      cpu::newton_schulz_batch_scratch(m, n, kSteps, grad != nullptr, is_double, parallel), T(NAN));
+  std::vector<T> scratch(cpu::newton_schulz_batch_scratch(m, n, kSteps, grad != nullptr, is_double,
+                                                          one_by_one ? 1 : parallel.threads()),
+                         T(NAN));
   const cpu::NewtonSchulzBatch args{{x.data(), dtype},
                                     {grad ? grad->data() : nullptr, dtype},
                                     {out.data(), dtype},
@@ -55,7 +56,8 @@ std::vector<T> call(const std::vector<T>& x, const std::vector<T>* grad, int64_t
                                     n,
                                     {kTable, kSteps, kScale, kEps},
                                     scratch.data(),
-                                    is_double};
+                                    is_double,
+                                    one_by_one};
   if (grad)
     cpu::newton_schulz_batch_backward(args, parallel);
   else
@@ -101,6 +103,13 @@ void test_zero() {
   for (double value : call<double>(x, &grad, 2, 3, 5)) CHECK(value == 0.0);
 }
 
+// Threads that share each matrix's products change no bit.
+void test_one_by_one(int64_t m, int64_t n) {
+  const Matrix x = check::normal<double>(2 * m * n, 5), grad = check::normal<double>(x.size(), 6);
+  CHECK(call<double>(x, nullptr, 2, m, n, true) == call<double>(x, nullptr, 2, m, n));
+  CHECK(call<double>(x, &grad, 2, m, n, true) == call<double>(x, &grad, 2, m, n));
+}
+
 void test_newton_schulz() {
   const int64_t shapes[][2] = {{1, 1},   {1, 9},   {9, 1},   {3, 5},
                                {16, 16}, {17, 33}, {33, 17}, {40, 64}};
@@ -108,7 +117,9 @@ void test_newton_schulz() {
     test_value<double>(3, m, n, 1e-10);
     test_value<float>(3, m, n, 1e-4);
     if (m * n < 1000) test_backward(3, m, n);
+    test_one_by_one(m, n);
   }
+  test_one_by_one(75, 51);
   test_zero();
 }
 

@@ -148,7 +148,7 @@ Values orthogonalised(const Problem& p, int l, const Values& s) {
   const cpu::ParallelFor parallel = check::two_threads();
   Values out(s.size());
   Values scratch(
-      cpu::newton_schulz_batch_scratch(p.rows(l), p.cols(l), p.ns_steps, false, true, parallel));
+      cpu::newton_schulz_batch_scratch(p.rows(l), p.cols(l), p.ns_steps, false, true, 1));
   cpu::newton_schulz_batch({{s.data(), cpu::Dtype::f64},
                             {},
                             {out.data(), cpu::Dtype::f64},
@@ -157,7 +157,8 @@ Values orthogonalised(const Problem& p, int l, const Values& s) {
                             p.cols(l),
                             p.options().ns,
                             scratch.data(),
-                            true},
+                            true,
+                            false},
                            parallel);
   return out;
 }

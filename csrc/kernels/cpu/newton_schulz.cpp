@@ -3,8 +3,8 @@
 namespace atlas::kernels::cpu {
 
 int64_t newton_schulz_batch_scratch(int64_t m, int64_t n, int steps, bool backward, bool is_double,
-                                    const ParallelFor& parallel) {
-  ATLAS_CALL_PER_ISA(newton_schulz_batch_scratch, m, n, steps, backward, is_double, parallel);
+                                    int64_t tasks) {
+  ATLAS_CALL_PER_ISA(newton_schulz_batch_scratch, m, n, steps, backward, is_double, tasks);
 }
 
 void newton_schulz_batch(const NewtonSchulzBatch& args, const ParallelFor& parallel) {

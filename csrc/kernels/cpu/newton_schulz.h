@@ -21,17 +21,19 @@ struct NewtonSchulzBatch {
   NewtonSchulz options;
   void* scratch;  // newton_schulz_batch_scratch elements of the compute type
   bool is_double;
+  bool one_by_one;  // threads share each matrix's products, instead of the matrices
 };
 
 ATLAS_DECLARE_PER_ISA(
     int64_t newton_schulz_batch_scratch(int64_t m, int64_t n, int steps, bool backward,
-                                        bool is_double, const ParallelFor& parallel);
+                                        bool is_double, int64_t tasks);
     void newton_schulz_batch(const NewtonSchulzBatch& args, const ParallelFor& parallel);
     void newton_schulz_batch_backward(const NewtonSchulzBatch& args, const ParallelFor& parallel))
 
-// Elements of the compute type that a pass over the whole batch needs as scratch.
+// Elements of the compute type that a pass over the whole batch needs as scratch if matrices are
+// dealt to this many tasks; one where they are taken one by one.
 int64_t newton_schulz_batch_scratch(int64_t m, int64_t n, int steps, bool backward, bool is_double,
-                                    const ParallelFor& parallel);
+                                    int64_t tasks);
 void newton_schulz_batch(const NewtonSchulzBatch& args, const ParallelFor& parallel);
 void newton_schulz_batch_backward(const NewtonSchulzBatch& args, const ParallelFor& parallel);
 

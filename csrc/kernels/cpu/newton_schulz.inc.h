@@ -1,6 +1,6 @@
 // Newton-Schulz of a batch of matrices (spec section 4). Matrices are dealt to tasks in contiguous
-// runs; each task converts one matrix into scratch, works on it there (newton_schulz_tile.h) and
-// stores it converted.
+// runs, or large ones are taken one by one and threads share their products; each is converted into
+// scratch, worked on there (newton_schulz_tile.h) and stored converted.
 #include "kernels/cpu/newton_schulz_tile.h"
 
 namespace atlas::kernels::cpu::ATLAS_ISA {
@@ -26,34 +26,45 @@ void store_matrix(const MutableArray& dst, int64_t index, const T* src, int64_t 
   for (int64_t i = 0; i < m; ++i) store_array(dst, (index * m + i) * n, src + i * padded<T>(n), n);
 }
 
+// Matrices [first, last) in `scratch`.
+template <class T, class Split>
+void run_some(const NewtonSchulzBatch& args, bool backward, int64_t first, int64_t last, T* scratch,
+              const Split& split) {
+  const int64_t m = args.m, n = args.n, ld = padded<T>(n);
+  T* x = scratch;
+  T* grad = x + m * ld;
+  T* memory = backward ? grad + m * ld : grad;
+  for (int64_t i = first; i < last; ++i) {
+    load_matrix(x, args.x, i, m, n);
+    if (backward) {
+      load_matrix(grad, args.grad, i, m, n);
+      newton_schulz_matrix_backward<T>(grad, ld, grad, ld, x, ld, m, n, args.options, memory,
+                                       split);
+    } else {
+      newton_schulz_matrix<T>(x, ld, x, ld, m, n, args.options, memory, split);
+    }
+    store_matrix(args.out, i, backward ? grad : x, m, n);
+  }
+}
+
 template <class T>
 void run(const NewtonSchulzBatch& args, const ParallelFor& parallel, bool backward) {
-  const int64_t m = args.m, n = args.n, ld = padded<T>(n);
-  const int64_t size = task_size<T>(m, n, args.options.steps, backward);
+  T* scratch = static_cast<T*>(args.scratch);
+  if (args.one_by_one) return run_some<T>(args, backward, 0, args.batch, scratch, Pieces{parallel});
+  const int64_t size = task_size<T>(args.m, args.n, args.options.steps, backward);
   const int64_t tasks = parallel.tasks(args.batch);
   parallel(tasks, [&](int64_t task) {
-    T* x = static_cast<T*>(args.scratch) + task * size;
-    T* grad = x + m * ld;
-    T* memory = backward ? grad + m * ld : grad;
-    for (int64_t i = args.batch * task / tasks; i < args.batch * (task + 1) / tasks; ++i) {
-      load_matrix(x, args.x, i, m, n);
-      if (backward) {
-        load_matrix(grad, args.grad, i, m, n);
-        newton_schulz_matrix_backward<T>(grad, ld, grad, ld, x, ld, m, n, args.options, memory);
-      } else {
-        newton_schulz_matrix<T>(x, ld, x, ld, m, n, args.options, memory);
-      }
-      store_matrix(args.out, i, backward ? grad : x, m, n);
-    }
+    run_some<T>(args, backward, args.batch * task / tasks, args.batch * (task + 1) / tasks,
+                scratch + task * size, OnePiece());
   });
 }
 
 }  // namespace
 
 int64_t newton_schulz_batch_scratch(int64_t m, int64_t n, int steps, bool backward, bool is_double,
-                                    const ParallelFor& parallel) {
-  return parallel.threads() * (is_double ? task_size<double>(m, n, steps, backward)
-                                         : task_size<float>(m, n, steps, backward));
+                                    int64_t tasks) {
+  return tasks * (is_double ? task_size<double>(m, n, steps, backward)
+                            : task_size<float>(m, n, steps, backward));
 }
 
 void newton_schulz_batch(const NewtonSchulzBatch& args, const ParallelFor& parallel) {

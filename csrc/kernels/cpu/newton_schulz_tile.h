@@ -144,32 +144,34 @@ inline void load_upright(T* dst, const NewtonSchulzTape<T>& tape, const T* x, in
 }
 
 // The small matrices of the stretch [begin, end); returns Q, with which X <- Q X.
-template <class T>
-inline const T* run_stretch(const NewtonSchulzTape<T>& tape, const NewtonSchulz& options,
-                            const T* x, int begin, int end) {
+template <class T, class Split>
+inline const T* run_stretch(const Split& split, const NewtonSchulzTape<T>& tape,
+                            const NewtonSchulz& options, const T* x, int begin, int end) {
   const int64_t n = tape.shorter, ld = tape.ld;
-  symmetric_product(n, tape.longer, transposed(x, ld), x, ld, tape.gram(begin), ld);
+  symmetric_product(split, n, tape.longer, transposed(x, ld), x, ld, tape.gram(begin), ld);
   for (int step = begin; step < end; ++step) {
     const double* row = options.table + 3 * step;
     T* gram = tape.gram(step);
     T* z = tape.factor(step);
-    symmetric_quadratic(n, z, gram, ld, static_cast<T>(row[0]), static_cast<T>(row[1]),
+    symmetric_quadratic(split, n, z, gram, ld, static_cast<T>(row[0]), static_cast<T>(row[1]),
                         static_cast<T>(row[2]));
     if (step > begin)
-      symmetric_product(n, n, plain(tape.q(begin, step - 1), ld), z, ld, tape.q(begin, step), ld);
+      symmetric_product(split, n, n, plain(tape.q(begin, step - 1), ld), z, ld, tape.q(begin, step),
+                        ld);
     if (step + 1 == end) break;
     T* product = tape.factor_gram(step);
-    symmetric_product(n, n, plain(gram, ld), z, ld, product, ld);
-    symmetric_product(n, n, plain(product, ld), z, ld, tape.gram(step + 1), ld);
+    symmetric_product(split, n, n, plain(gram, ld), z, ld, product, ld);
+    symmetric_product(split, n, n, plain(product, ld), z, ld, tape.gram(step + 1), ld);
   }
   return tape.q(begin, end - 1);
 }
 
-// out [m, n] = scale * NS(s). Rows are whole vectors with zero padding, read and written; out may
-// be s. A zero matrix gives zero.
-template <class T>
+// out [m, n] = scale * NS(s), products cut by `split`. Rows are whole vectors with zero padding,
+// read and written; out may be s. A zero matrix gives zero.
+template <class T, class Split = OnePiece>
 inline void newton_schulz_matrix(T* out, int64_t ldo, const T* s, int64_t lds, int64_t m, int64_t n,
-                                 const NewtonSchulz& options, T* scratch) {
+                                 const NewtonSchulz& options, T* scratch,
+                                 const Split& split = Split()) {
   const ScaledNorm size = scaled_norm(s, lds, m, n);
   if (size.norm == 0) {
     for (int64_t i = 0; i < m; ++i) fill_zero(out + i * ldo, padded<T>(n));
@@ -182,12 +184,12 @@ inline void newton_schulz_matrix(T* out, int64_t ldo, const T* s, int64_t lds, i
                static_cast<T>(1 / (size.norm + options.eps * size.power)));
   for (int begin = 0, stretch = 0; begin < options.steps; ++stretch) {
     const int end = stretch_end(options, tape.longer, tape.shorter, begin);
-    const T* q = run_stretch(tape, options, x, begin, end);
+    const T* q = run_stretch(split, tape, options, x, begin, end);
     const bool last = end == options.steps;
     const bool direct = last && m >= n;
     T* next = direct ? out : tape.iterate(stretch + 1);
-    gemm<T>(tape.longer, tape.shorter, tape.shorter, plain(x, ld), q, ld, next, direct ? ldo : ld,
-            last ? static_cast<T>(options.scale) : T(1));
+    split_gemm<T>(split, tape.longer, tape.shorter, tape.shorter, plain(x, ld), q, ld, next,
+                  direct ? ldo : ld, last ? static_cast<T>(options.scale) : T(1));
     if (last && !direct) transpose(out, ldo, next, ld, tape.longer, tape.shorter);
     x = next;
     begin = end;
@@ -215,9 +217,10 @@ inline void copy_rows(T* dst, const T* src, int64_t rows, int64_t ld) {
 
 // From the adjoints of Q after `step` and of A after it (none at the stretch's end) to those
 // before.
-template <class T>
-inline void step_backward(NewtonSchulzAdjoints<T>& adjoint, const NewtonSchulzTape<T>& tape,
-                          const NewtonSchulz& options, int begin, int step, int end) {
+template <class T, class Split>
+inline void step_backward(const Split& split, NewtonSchulzAdjoints<T>& adjoint,
+                          const NewtonSchulzTape<T>& tape, const NewtonSchulz& options, int begin,
+                          int step, int end) {
   const int64_t n = tape.shorter, ld = tape.ld;
   const T b = static_cast<T>(options.table[3 * step + 1]);
   const T c = static_cast<T>(options.table[3 * step + 2]);
@@ -229,48 +232,49 @@ inline void step_backward(NewtonSchulzAdjoints<T>& adjoint, const NewtonSchulzTa
   // Z: from Q' = Q Z and A' = Z A Z.
   const T* factor = adjoint.factor;
   if (step > begin) {
-    gemm<T>(n, n, n, plain(tape.q(begin, step - 1), ld), adjoint.q, ld, adjoint.factor, ld, half);
+    split_gemm<T>(split, n, n, n, plain(tape.q(begin, step - 1), ld), adjoint.q, ld, adjoint.factor,
+                  ld, half);
   } else if (inner) {
     copy_rows(adjoint.factor, adjoint.q, n, ld);
   } else {
     factor = adjoint.q;
   }
   if (inner)
-    gemm<T>(n, n, n, plain(tape.factor_gram(step), ld), adjoint.gram, ld, adjoint.factor, ld, T(1),
-            step > begin ? T(1) : half);
-  if (factor == adjoint.factor) symmetrise(n, adjoint.factor, ld);
+    split_gemm<T>(split, n, n, n, plain(tape.factor_gram(step), ld), adjoint.gram, ld,
+                  adjoint.factor, ld, T(1), step > begin ? T(1) : half);
+  if (factor == adjoint.factor) symmetrise(split, n, adjoint.factor, ld);
 
   // Q: from Q' = Q Z.
   if (step > begin) {
-    gemm<T>(n, n, n, plain(adjoint.q, ld), z, ld, adjoint.spare, ld, half);
-    symmetrise(n, adjoint.spare, ld);
+    split_gemm<T>(split, n, n, n, plain(adjoint.q, ld), z, ld, adjoint.spare, ld, half);
+    symmetrise(split, n, adjoint.spare, ld);
     swap_pointers(adjoint.q, adjoint.spare);
   }
 
   // A: from Z = a I + b A + c A^2 and A' = Z A Z.
   copy_rows(adjoint.other, factor, n, ld);
-  gemm<T>(n, n, n, plain(gram, ld), factor, ld, adjoint.other, ld, c, b * half);
+  split_gemm<T>(split, n, n, n, plain(gram, ld), factor, ld, adjoint.other, ld, c, b * half);
   if (inner) {
-    gemm<T>(n, n, n, plain(z, ld), adjoint.gram, ld, adjoint.spare, ld, half);
-    gemm<T>(n, n, n, plain(adjoint.spare, ld), z, ld, adjoint.other, ld, T(1), T(1));
+    split_gemm<T>(split, n, n, n, plain(z, ld), adjoint.gram, ld, adjoint.spare, ld, half);
+    split_gemm<T>(split, n, n, n, plain(adjoint.spare, ld), z, ld, adjoint.other, ld, T(1), T(1));
   }
-  symmetrise(n, adjoint.other, ld);
+  symmetrise(split, n, adjoint.other, ld);
   swap_pointers(adjoint.gram, adjoint.other);
 }
 
 // grad_x = adjoint of X^T before the stretch [begin, end), from grad, that after it.
-template <class T>
-inline void stretch_backward(T* grad_x, const T* grad, NewtonSchulzAdjoints<T>& adjoint,
-                             const NewtonSchulzTape<T>& tape, const NewtonSchulz& options,
-                             int stretch, int begin, int end) {
+template <class T, class Split>
+inline void stretch_backward(const Split& split, T* grad_x, const T* grad,
+                             NewtonSchulzAdjoints<T>& adjoint, const NewtonSchulzTape<T>& tape,
+                             const NewtonSchulz& options, int stretch, int begin, int end) {
   const int64_t longer = tape.longer, n = tape.shorter, ld = tape.ld;
   const T* x = tape.iterate(stretch);
-  gemm<T>(n, n, longer, transposed(grad, ld), x, ld, adjoint.q, ld);
-  symmetrise(n, adjoint.q, ld);
+  split_gemm<T>(split, n, n, longer, transposed(grad, ld), x, ld, adjoint.q, ld);
+  symmetrise(split, n, adjoint.q, ld);
   for (int step = end - 1; step >= begin; --step)
-    step_backward(adjoint, tape, options, begin, step, end);
-  gemm<T>(longer, n, n, plain(grad, ld), tape.q(begin, end - 1), ld, grad_x, ld);
-  gemm<T>(longer, n, n, plain(x, ld), adjoint.gram, ld, grad_x, ld, T(1), T(1));
+    step_backward(split, adjoint, tape, options, begin, step, end);
+  split_gemm<T>(split, longer, n, n, plain(grad, ld), tape.q(begin, end - 1), ld, grad_x, ld);
+  split_gemm<T>(split, longer, n, n, plain(x, ld), adjoint.gram, ld, grad_x, ld, T(1), T(1));
 }
 
 // Backward of X_0 = S / (||S||_F + eps): grad_s holds dL/dX_0 on entry, dL/dS on return.
@@ -296,10 +300,11 @@ inline void normalise_backward(T* grad_s, int64_t ldg, const T* s, int64_t lds, 
 
 // grad_s [m, n] = gradient of newton_schulz_matrix; exactly zero for a zero matrix. The iterates
 // are computed anew. Rows as there; grad_s may be grad_out but not s.
-template <class T>
+template <class T, class Split = OnePiece>
 inline void newton_schulz_matrix_backward(T* grad_s, int64_t ldg, const T* grad_out, int64_t ldo,
                                           const T* s, int64_t lds, int64_t m, int64_t n,
-                                          const NewtonSchulz& options, T* scratch) {
+                                          const NewtonSchulz& options, T* scratch,
+                                          const Split& split = Split()) {
   const ScaledNorm size = scaled_norm(s, lds, m, n);
   if (size.norm == 0) {
     for (int64_t i = 0; i < m; ++i) fill_zero(grad_s + i * ldg, padded<T>(n));
@@ -321,9 +326,10 @@ inline void newton_schulz_matrix_backward(T* grad_s, int64_t ldg, const T* grad_
   for (;; ++stretch) {
     const int end = stretch_end(options, longer, shorter, begin);
     const T* x = tape.iterate(stretch);
-    const T* q = run_stretch(tape, options, x, begin, end);
+    const T* q = run_stretch(split, tape, options, x, begin, end);
     if (end == steps) break;
-    gemm<T>(longer, shorter, shorter, plain(x, ld), q, ld, tape.iterate(stretch + 1), ld);
+    split_gemm<T>(split, longer, shorter, shorter, plain(x, ld), q, ld, tape.iterate(stretch + 1),
+                  ld);
     begin = end;
   }
 
@@ -331,7 +337,7 @@ inline void newton_schulz_matrix_backward(T* grad_s, int64_t ldg, const T* grad_
   for (int end = steps; end > 0; --stretch) {
     begin = 0;
     for (int next; (next = stretch_end(options, longer, shorter, begin)) < end;) begin = next;
-    stretch_backward(grad_x, grad, adjoint, tape, options, stretch, begin, end);
+    stretch_backward(split, grad_x, grad, adjoint, tape, options, stretch, begin, end);
     swap_pointers(grad, grad_x);
     end = begin;
   }
