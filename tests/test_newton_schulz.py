@@ -139,7 +139,7 @@ def test_magnitudes(dtype: torch.dtype, magnitude: float) -> None:
 
 @pytest.mark.parametrize("sides", [(520, 513), (1025, 1026)])
 def test_zero_among_large_matrices(sides: tuple[int, int]) -> None:
-    """Threads share large matrices, torch multiplies still larger ones: the zero rule holds, too."""
+    """Threads share large matrices, torch multiplies larger ones: the zero rule holds, too."""
     x = random(2, *sides).float()
     x[1] = 0
     assert not newton_schulz(x)[1].any()
