@@ -273,10 +273,8 @@ class OmegaMemory:
                 team = replace(
                     team, columns=team.columns + TILE_COLUMNS, features=team.features + step
                 )
-            elif rows > 1:
-                team = replace(team, rows=team.rows + TILE_ROWS)
             else:
-                break
+                team = replace(team, rows=team.rows + TILE_ROWS)
         return team
 
     def lifts(self, layer: int) -> bool:

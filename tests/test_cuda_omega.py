@@ -210,6 +210,18 @@ def test_teams_of_features(backend: Any) -> None:
     check_case(case)
 
 
+@pytest.mark.parametrize("multiprocessors", [16, 108])
+def test_teams_of_features_with_momentum(multiprocessors: int, backend: Any) -> None:
+    """66 features in tiles of 32, or of 64, states taking turns, a given M_ref."""
+    options = {"K": 10, "V": 12, "F": 36, "memory": "gated_mlp", "degree": 2, "scales": True}
+    case = _omega(
+        "features", "", (2, 50), W=230, chunk_size=20, theta=True, positions=(3, 30), **options
+    )
+    backend.set_device(80, multiprocessors, shared_kib=6)
+    assert backward_counters(case, backend)[0] == 2 + 4 * 4
+    check_case(case)
+
+
 def test_many_packed_sequences_make_no_teams(backend: Any) -> None:
     """Each launch would be made for every chunk of the longest sequence that there may be."""
     options = {"F": 40, "K": 12, "memory": "mlp", "theta": True}
@@ -221,9 +233,12 @@ def test_many_packed_sequences_make_no_teams(backend: Any) -> None:
 
 
 def test_endless_chunks(backend: Any) -> None:
-    for kibibytes in (0, 6):
+    options = {"K": 20, "F": 40, "memory": "mlp", "theta": True, "positions": (7,)}
+    case = _omega("endless", "", (1, 9), chunk_size=2**63 - 1, **options)
+    for kibibytes, launches in ((0, 1), (6, 2 + 4 * 2)):  # with a position one chunk more
         backend.set_device(80, 108, shared_kib=kibibytes)
-        check_case(_omega("endless", "", (1, 9), K=20, F=40, memory="mlp", chunk_size=2**63 - 1))
+        assert backward_counters(case, backend)[0] == launches
+        check_case(case)
 
 
 def test_no_teams_where_heads_fill_the_device_or_states_fit(backend: Any) -> None:
@@ -255,7 +270,9 @@ def test_causality_is_bitwise(memory: str, backend: Any) -> None:
 
 def test_causality_of_teams_is_bitwise(backend: Any) -> None:
     backend.set_device(80, 108, shared_kib=3)
-    check_causal(_omega("causal", "", (1, 23), F=40, W=4, memory="mlp", theta=True, chunk_size=8))
+    case = _omega("causal", "", (1, 23), F=40, W=4, memory="mlp", theta=True, chunk_size=8)
+    check_causal(case)
+    assert backward_counters(case, backend)[0] > 1
 
 
 @each_wrong_bounds

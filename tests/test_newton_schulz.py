@@ -195,7 +195,7 @@ def test_large_matrices(shape: tuple[int, ...], schedule: str) -> None:
     assert relative_error(newton_schulz(x.float(), 3, schedule, scale="rms"), expected) < 5e-4
 
 
-@pytest.mark.parametrize("shape", [(193, 340), (300, 270), (205, 205)])
+@pytest.mark.parametrize("shape", [(193, 340), (300, 270), (205, 205), (200, 410), (410, 200)])
 def test_threads_that_share_a_matrix_change_no_bit(shape: tuple[int, int], threads: None) -> None:
     x = random(*shape).float()
     found = []

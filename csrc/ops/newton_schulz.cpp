@@ -63,7 +63,7 @@ Tensor run_newton_schulz(const Tensor& x,     // [..., m, n]
   const bool backward = grad != nullptr;
   const Tensor out = torch::stable::empty_like(matrices);
   const bool one_by_one = side > (batch < parallel.threads() ? kLargestAlone : kLargestBatched);
-  const int64_t tasks = one_by_one ? 1 : parallel.threads();
+  const int64_t tasks = one_by_one ? 1 : parallel.tasks(batch);
   const Tensor memory =
       scratch(x, cpu::newton_schulz_batch_scratch(m, n, options.steps, backward, is_double, tasks));
   const cpu::NewtonSchulzBatch args{

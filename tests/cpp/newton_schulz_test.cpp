@@ -46,7 +46,7 @@ std::vector<T> call(const std::vector<T>& x, const std::vector<T>* grad, int64_t
   const cpu::ParallelFor parallel = check::two_threads();
   std::vector<T> out(x.size(), T(NAN));
   std::vector<T> scratch(cpu::newton_schulz_batch_scratch(m, n, kSteps, grad != nullptr, is_double,
-                                                          one_by_one ? 1 : parallel.threads()),
+                                                          one_by_one ? 1 : parallel.tasks(batch)),
                          T(NAN));
   const cpu::NewtonSchulzBatch args{{x.data(), dtype},
                                     {grad ? grad->data() : nullptr, dtype},
@@ -120,6 +120,8 @@ void test_newton_schulz() {
     test_one_by_one(m, n);
   }
   test_one_by_one(75, 51);
+  test_one_by_one(50, 120);
+  test_one_by_one(120, 50);
   test_zero();
 }
 

@@ -26,6 +26,17 @@ void store_matrix(const MutableArray& dst, int64_t index, const T* src, int64_t 
   for (int64_t i = 0; i < m; ++i) store_array(dst, (index * m + i) * n, src + i * padded<T>(n), n);
 }
 
+// A Split with a piece for every thread; of internal linkage, as all that is made for it.
+struct Pieces {
+  const ParallelFor& parallel;
+
+  template <class Work>
+  ATLAS_INLINE void operator()(int64_t count, const Work& work) const {
+    const int64_t tasks = parallel.tasks(count);
+    parallel(tasks, [&](int64_t task) { work(count * task / tasks, count * (task + 1) / tasks); });
+  }
+};
+
 // Matrices [first, last) in `scratch`.
 template <class T, class Split>
 void run_some(const NewtonSchulzBatch& args, bool backward, int64_t first, int64_t last, T* scratch,

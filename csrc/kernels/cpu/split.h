@@ -3,26 +3,14 @@
 // depend on the number of threads.
 #pragma once
 #include "kernels/cpu/gemm.h"
-#include "kernels/cpu/parallel.h"
 
 namespace atlas::kernels::cpu::ATLAS_ISA {
 
-// Calls work(begin, end) for [0, count), in one piece.
+// Calls work(begin, end) for [0, count), in one piece. Another Split makes a piece for each thread.
 struct OnePiece {
   template <class Work>
   ATLAS_INLINE void operator()(int64_t count, const Work& work) const {
     work(int64_t{0}, count);
-  }
-};
-
-// ... in a piece for every thread.
-struct Pieces {
-  const ParallelFor& parallel;
-
-  template <class Work>
-  ATLAS_INLINE void operator()(int64_t count, const Work& work) const {
-    const int64_t tasks = parallel.tasks(count);
-    parallel(tasks, [&](int64_t task) { work(count * task / tasks, count * (task + 1) / tasks); });
   }
 };
 

@@ -99,8 +99,9 @@ int parts_for(OmegaPass pass, const OmegaOptions& o, int slices, int64_t items, 
 
 // Teams for a deep memory that does not fit on chip, where (sequence, head) pairs leave
 // multiprocessors idle: a block has a tile's rows and columns at least, more where not all blocks
-// of a launch would work at the same time. There is a launch for every chunk that a packed sequence
-// may have, also where many share the tokens and none has so many.
+// of a launch would work at the same time; four always do, of a gated memory the matrices and the
+// rows. There is a launch for every chunk that a packed sequence may have, also where many share
+// the tokens and none has so many.
 OmegaTeam team_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int multiprocessors,
                    int64_t chunks, int64_t packed, int threads) {
   constexpr int64_t kMostPacked = 8;
@@ -112,7 +113,6 @@ OmegaTeam team_for(OmegaPass pass, const OmegaOptions& o, int64_t items, int mul
   team = {kTileRows, kTileColumns, o.sizes.tile, chunks, 0, 0};
   while (items * most_team_ranks(backward, false, o, team) > multiprocessors) {
     const bool cut_rows = row_slabs(o, team) > 1, cut_parts = part_count(o, team) > o.matrices;
-    if (!cut_rows && !cut_parts) break;
     if (cut_parts && (!cut_rows || part_count(o, team) >= row_slabs(o, team))) {
       team.columns += kTileColumns;
       team.features += o.sizes.tile;

@@ -4,7 +4,7 @@
 // exchange nothing, and from one to the next everything passes through buffers in device memory,
 // laid out as a single block would have them. A block has some rows of the window, some tokens or a
 // part of the memory, and runs the same code on them: columns of a matrix or, where phi is lifted,
-// some of its features, which are made once.
+// some of its features, so that no two blocks make the same ones for a write.
 #include "kernels/cuda/omega_grads.cuh"
 #include "kernels/cuda/omega_memory.cuh"
 
@@ -12,7 +12,7 @@ namespace atlas::kernels::cuda {
 
 // In the order of a call: begin; for every chunk rebuild, tokens and, in the backward, rows and
 // states; end.
-//   begin    parts: the state; one more block: all else
+//   begin    parts: the state; one more block: the backward's sums
 //   rebuild  window rows: their errors; one more block: the scans
 //   tokens   tokens: the reads (their adjoint); forward: parts: the state that the chunk leaves
 //   rows     window rows: the adjoint of writes and errors; parts: (gradient, state) dots
