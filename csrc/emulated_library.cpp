@@ -2,6 +2,7 @@
 // whose operators are registered by csrc/ops/*_cuda.cpp.
 #include <pybind11/pybind11.h>
 
+#include "kernels/cuda/emulation/graph.h"
 #include "kernels/cuda/emulation/settings.h"
 #include "kernels/cuda/emulation/trace.h"
 #include "schemas.h"
@@ -58,4 +59,16 @@ PYBIND11_MODULE(_emulated, module) {
   module.def("counters", &counters);
   module.def("reset_counters", &emulation::reset_counters);
   module.def("trace", &trace, py::arg("directory").none(true));
+  py::class_<emulation::Graph>(module, "Graph")
+      .def(py::init<>())
+      .def(
+          "__enter__",
+          [](emulation::Graph& graph) -> emulation::Graph& {
+            graph.begin();
+            return graph;
+          },
+          py::return_value_policy::reference)
+      .def("__exit__", [](emulation::Graph& graph, const py::args&) { graph.end(); })
+      .def("replay", &emulation::Graph::replay)
+      .def_property_readonly("launches", &emulation::Graph::size);
 }

@@ -100,3 +100,28 @@ def test_trace_records_launches(backend: Any, tmp_path: Path) -> None:
     written = (tmp_path / "trace" / names["out"]["after"]).read_bytes()
     assert names["out"]["before"] is None and names["out"]["nbytes"] == 4 * output.numel()
     assert written == output.numpy().tobytes()
+
+
+def test_a_graph_records_and_repeats(backend: Any) -> None:
+    needs_kernel("poly_features")
+    x = torch.full((3, 4), torch.nan)
+    launches = backend.counters()["launches"]
+    with backend.Graph() as graph:
+        output = atlas_ext.poly_features(x)
+    assert (graph.launches, backend.counters()["launches"]) == (1, launches)
+    for value in (1.0, 2.0):
+        x.fill_(value)
+        graph.replay()
+        assert torch.equal(output[:, 1:5], x)
+    assert backend.counters()["launches"] == launches + 2
+
+
+def test_graphs_do_not_nest(backend: Any) -> None:
+    graph = backend.Graph()
+    with graph:
+        with pytest.raises(RuntimeError, match="capture: wanted none under way"):
+            backend.Graph().__enter__()
+        with pytest.raises(RuntimeError, match="replay: wanted no capture under way"):
+            graph.replay()
+    graph.replay()
+    assert graph.launches == 0

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "kernels/cuda/emulation/graph.h"
 #include "kernels/cuda/emulation/trace.h"
 #include "ops/check.h"
 
@@ -40,9 +41,12 @@ class CudaContext {
   }
 
  private:
-  // Of a strided tensor, all from its first to its last element.
+  // For traces; of a strided tensor, all from its first to its last element. A graph that is
+  // captured keeps the memory.
   static void record(const torch::stable::Tensor& tensor, const char* name, emulation::Use use) {
     if (tensor.numel() == 0) return;
+    if (emulation::Graph* const graph = emulation::capturing())
+      graph->hold(std::make_shared<torch::stable::Tensor>(tensor));
     size_t elements = 1;
     for (int64_t i = 0; i < tensor.dim(); ++i)
       elements += static_cast<size_t>((tensor.size(i) - 1) * tensor.stride(i));

@@ -1,10 +1,12 @@
 #pragma once
-// The emulated twin of launch.cuh: same functions; a launch runs to its end before it returns, and
-// throws where hardware would refuse it or misbehave.
+// The emulated twin of launch.cuh: same functions; a launch runs to its end before it returns (or,
+// while a graph is captured, when that is replayed), and throws where hardware would refuse it or
+// misbehave.
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "kernels/cuda/emulation/graph.h"
 #include "kernels/cuda/emulation/settings.h"
 #include "kernels/cuda/platform.cuh"
 
@@ -48,9 +50,15 @@ template <auto kKernel, class... Parameters, class... Arguments>
 cudaError_t launch_typed(void (*)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                          cudaStream_t, Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
-  const std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
-  emulation::launch_with<kKernel>(grid, block, shared_bytes, values,
-                                  std::index_sequence_for<Parameters...>());
+  const auto start = [=,
+                      values = std::tuple<Parameters...>(static_cast<Parameters>(arguments)...)] {
+    emulation::launch_with<kKernel>(grid, block, shared_bytes, values,
+                                    std::index_sequence_for<Parameters...>());
+  };
+  if (emulation::Graph* const graph = emulation::capturing())
+    graph->add(start);
+  else
+    start();
   return cudaSuccess;
 }
 
