@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.quality import __main__ as program
 from bench.quality import calibration, models, rates, training
-from bench.quality.tasks import IGNORED, LONG, TASKS
+from bench.quality.tasks import IGNORED, LONG, MAD, TASKS
 from bench.quality.tasks.mad_memory import Memorisation, SelectiveCopying
 from bench.quality.tasks.mad_recall import FuzzyRecall, InContextRecall
 from bench.quality.tasks.mqar import MQAR
@@ -256,6 +256,12 @@ def test_models_are_trained_at_the_rate_that_was_searched(tmp_path: Path, thread
     ]
     assert used == [rates.best(scores), 0.5] and used[0] != 4e-3
     assert rates.chosen(tmp_path, "mqar", "delta") == training.LEARNING_RATE
+
+
+def test_every_task_has_the_rates_of_one_search() -> None:
+    on = {name: rates.searched_on(name) for name in TASKS}
+    assert {on[name] for name in MAD} == {rates.MAIN} and {on[name] for name in LONG} == {rates.NEEDLE}
+    assert on["mqar"] == "mqar" and {*on.values()} == {*rates.STEPS}
 
 
 def test_a_finished_run_is_kept(tmp_path: Path, threads: None) -> None:
