@@ -237,7 +237,8 @@ def test_the_next_rate_is_a_neighbour_of_the_best() -> None:
         tried.append(rate)
         scores[f"{rate:g}"] = {"steps": 9, "loss": losses[rate]}
     assert tried == [4e-3, 2e-3, 1e-3]
-    assert rates.untried({"0.001": {"steps": 9, "loss": None}}) == 2e-3
+    lowest = {f"{rates.LOWEST:g}": {"steps": 9, "loss": None}}
+    assert rates.untried(lowest) == 2 * rates.LOWEST
 
 
 def test_models_are_trained_at_the_rate_that_was_searched(tmp_path: Path, threads: None) -> None:
@@ -258,9 +259,15 @@ def test_models_are_trained_at_the_rate_that_was_searched(tmp_path: Path, thread
     assert rates.chosen(tmp_path, "mqar", "delta") == training.LEARNING_RATE
 
 
+def test_ablations_are_trained_on_mqar_alone() -> None:
+    assert program.compared("mqar") == [*models.MODELS]
+    assert not {*program.compared("facts-1")} & {*models.ABLATIONS}
+
+
 def test_every_task_has_the_rates_of_one_search() -> None:
     on = {name: rates.searched_on(name) for name in TASKS}
-    assert {on[name] for name in MAD} == {rates.MAIN} and {on[name] for name in LONG} == {rates.NEEDLE}
+    assert {on[name] for name in MAD} == {rates.MAIN}
+    assert [on[name] for name in LONG] == 3 * [rates.NEEDLE] + 2 * [rates.FACTS]
     assert on["mqar"] == "mqar" and {*on.values()} == {*rates.STEPS}
 
 
