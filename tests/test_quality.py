@@ -237,8 +237,9 @@ def test_the_next_rate_is_a_neighbour_of_the_best() -> None:
         tried.append(rate)
         scores[f"{rate:g}"] = {"steps": 9, "loss": losses[rate]}
     assert tried == [4e-3, 2e-3, 1e-3]
+    assert rates.untried(scores, 5e-4) == 5e-4
     lowest = {f"{rates.LOWEST:g}": {"steps": 9, "loss": None}}
-    assert rates.untried(lowest) == 2 * rates.LOWEST
+    assert rates.untried(lowest, rates.LOWEST) == 2 * rates.LOWEST
 
 
 def test_models_are_trained_at_the_rate_that_was_searched(tmp_path: Path, threads: None) -> None:
