@@ -13,24 +13,26 @@ import atlas_ext
 from atlas_ext import testing
 from atlas_ext.testing import Case, Inputs, emulated, map_tensors, named_tensors
 
-pytestmark = pytest.mark.usefixtures("emulator", "matmul_precision")
-PLAIN = ("poly_features", "newton_schulz")
-# of strided ones torch makes copies, which the emulated graph does not repeat
+pytestmark = pytest.mark.usefixtures("emulator")
 UPDATES = [case for case in testing.CASES if case.in_place]
-COPIED = [case for case in testing.CASES if case.op in PLAIN and case.layout]
+# Strided inputs of these two are copied by torch, which the emulated graph does not repeat.
+COPIED = [
+    case for case in testing.CASES if case.op in ("poly_features", "newton_schulz") and case.layout
+]
 CASES = [case for case in testing.CASES if case not in (*UPDATES, *COPIED)]
-# and so it is with sums that torch makes after the launches: of slices of V, and where blocks share
-# a sequence of the keys' and values' gradients; on one multiprocessor there is neither
+# Nor does it repeat torch's sums after the launches: those of M_0 and the scales over sequences,
+# where blocks share a sequence (on 108 multiprocessors) those of k and v, and those of slices of V.
 SHARED = [case for case in CASES if case.op == "omega_rule" and case.name != "slices"]
-TOKENS = {
+GRADIENTS = {
     1: ("x", "q", "k", "v", "gamma", "eta", "log_alpha", "log_theta"),
     108: ("q", "gamma", "eta", "log_alpha", "log_theta"),
 }
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
-@pytest.fixture
-def nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Python does while a graph is captured."""
+def pretend_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python asks CUDA whether it captures, and then gives states room without reading lengths; in
+    the calls that are compared, too, so that shapes agree."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
 
@@ -60,10 +62,12 @@ def check(actual: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         assert torch.equal(actual[name], tensor), name
 
 
+@each_dtype
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 @torch.no_grad()
-def test_forward(case: Case, nothing_waits: None) -> None:
-    texts = [case.inputs(torch.float32, seed=seed) for seed in (0, 1)]
+def test_forward(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_capture(monkeypatch)
+    texts = [case.inputs(dtype, seed=seed) for seed in (0, 1)]
     with emulated() as backend:
         memory: Inputs = map_tensors(unwritten, texts[0])
         with backend.Graph() as graph:
@@ -76,11 +80,12 @@ def test_forward(case: Case, nothing_waits: None) -> None:
             assert backend.counters()["launches"] == graph.launches
 
 
+@each_dtype
 @pytest.mark.parametrize("case", UPDATES, ids=lambda case: case.id)
 @torch.no_grad()
-def test_update(case: Case) -> None:
+def test_update(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three replays: a token each, the state moving on in place."""
-    texts = [case.inputs(torch.float32, seed=seed) for seed in range(3)]
+    texts = [case.inputs(dtype, seed=seed) for seed in range(3)]
     operator = getattr(atlas_ext, case.op)
     with emulated() as backend:
         memory: Inputs = map_tensors(unwritten, texts[0])
@@ -88,6 +93,7 @@ def test_update(case: Case) -> None:
         if case.op == "exp_omega_rule_update":
             for held in (memory["state"], state):
                 held.reserve(len(texts))
+        pretend_capture(monkeypatch)
         with backend.Graph() as graph:
             output = operator(**memory, **case.options)
         fill(memory["state"], state)
@@ -99,14 +105,19 @@ def test_update(case: Case) -> None:
             check(named_tensors(found), named_tensors({"o": wanted, "state": state}))
 
 
+@each_dtype
 @pytest.mark.parametrize(
     ("case", "multiprocessors"),
     [*((case, 1) for case in CASES), *((case, 108) for case in SHARED)],
     ids=lambda value: value.id if isinstance(value, Case) else str(value),
 )
-def test_backward(case: Case, multiprocessors: int, nothing_waits: None) -> None:
-    texts = [case.inputs(torch.float32, seed=seed) for seed in (0, 1)]
-    names = [name for name in case.differentiable(texts[0]) if name in TOKENS[multiprocessors]]
+def test_backward(
+    case: Case, multiprocessors: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the gradients that the launches themselves write."""
+    pretend_capture(monkeypatch)
+    texts = [case.inputs(dtype, seed=seed) for seed in (0, 1)]
+    names = [name for name in case.differentiable(texts[0]) if name in GRADIENTS[multiprocessors]]
 
     def run(inputs: Inputs) -> dict[str, Tensor]:
         leaves = testing.require_grad(inputs, names)

@@ -125,3 +125,27 @@ def test_graphs_do_not_nest(backend: Any) -> None:
             graph.replay()
     graph.replay()
     assert graph.launches == 0
+
+
+def test_an_error_ends_a_capture_and_the_next_one_starts_afresh(backend: Any) -> None:
+    needs_kernel("poly_features")
+    graph = backend.Graph()
+    with pytest.raises(ZeroDivisionError), graph:
+        atlas_ext.poly_features(torch.ones(3, 4))
+        raise ZeroDivisionError
+    assert graph.launches == 1 and not atlas_ext.poly_features(torch.ones(3, 4)).isnan().any()
+    with graph:
+        pass
+    assert graph.launches == 0
+    backend.Graph().__enter__()  # a graph that is dropped does not record
+    assert not atlas_ext.poly_features(torch.ones(3, 4)).isnan().any()
+
+
+def test_a_replay_has_no_trace(backend: Any, tmp_path: Path) -> None:
+    graph = backend.Graph()
+    backend.trace(tmp_path / "trace")
+    try:
+        with pytest.raises(RuntimeError, match="replay: wanted no trace under way"):
+            graph.replay()
+    finally:
+        backend.trace(None)

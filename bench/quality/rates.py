@@ -38,7 +38,7 @@ def best(scores: dict[str, Result]) -> float:
 
 
 def untried(scores: dict[str, Result], start: float = training.LEARNING_RATE) -> float | None:
-    """The rate to try next: `start`, then half or twice the best one so far; None: both were."""
+    """The rate to try next: `start`, then half or twice the best one; None: both were tried."""
     if f"{start:g}" not in scores:
         return start
     for rate in (best(scores) / 2, 2 * best(scores)):

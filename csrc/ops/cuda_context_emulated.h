@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <memory>
+
 #include "kernels/cuda/emulation/graph.h"
 #include "kernels/cuda/emulation/trace.h"
 #include "ops/check.h"

@@ -2,10 +2,12 @@
 
 #include <stdexcept>
 
+#include "kernels/cuda/emulation/trace.h"
+
 namespace atlas::emulation {
 namespace {
 
-Graph* current = nullptr;  // one for the process, like the settings
+thread_local Graph* current = nullptr;
 
 }  // namespace
 
@@ -14,7 +16,8 @@ Graph* capturing() { return current; }
 void Graph::begin() {
   if (current != nullptr)
     throw std::runtime_error("emulated CUDA: capture: wanted none under way, got a second one");
-  *this = {};
+  launches_.clear();
+  held_.clear();
   current = this;
 }
 
@@ -25,6 +28,8 @@ void Graph::end() {
 void Graph::replay() const {
   if (current != nullptr)
     throw std::runtime_error("emulated CUDA: replay: wanted no capture under way, got one");
+  if (tracing())  // which knows buffers only within the operator that takes them
+    throw std::runtime_error("emulated CUDA: replay: wanted no trace under way, got one");
   for (const std::function<void()>& launch : launches_) launch();
 }
 

@@ -1,15 +1,19 @@
 #pragma once
 // Launches that are recorded and run later, as a captured CUDA graph runs them: with the pointers
 // and numbers that they had, on what the memory holds by then.
+#include <cstddef>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace atlas::emulation {
 
 class Graph {
  public:
-  void begin();  // records the launches of this process until end()
+  ~Graph() { end(); }
+
+  void begin();  // records the launches of this OS thread until end()
   void end();
   void replay() const;
   size_t size() const { return launches_.size(); }
@@ -22,7 +26,7 @@ class Graph {
   std::vector<std::shared_ptr<const void>> held_;  // memory that the launches point to
 };
 
-// The graph that records, or null.
+// The graph that records this OS thread's launches, or null.
 Graph* capturing();
 
 }  // namespace atlas::emulation

@@ -50,15 +50,14 @@ template <auto kKernel, class... Parameters, class... Arguments>
 cudaError_t launch_typed(void (*)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                          cudaStream_t, Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
-  const auto start = [=,
-                      values = std::tuple<Parameters...>(static_cast<Parameters>(arguments)...)] {
+  const auto run = [=, values = std::tuple<Parameters...>(static_cast<Parameters>(arguments)...)] {
     emulation::launch_with<kKernel>(grid, block, shared_bytes, values,
                                     std::index_sequence_for<Parameters...>());
   };
   if (emulation::Graph* const graph = emulation::capturing())
-    graph->add(start);
+    graph->add(run);
   else
-    start();
+    run();
   return cudaSuccess;
 }
 
