@@ -63,6 +63,7 @@ OMEGA = (
     OmegaSizes(64, 64, F=128, matrices=2),
     OmegaSizes(64, 64, F=256, matrices=2),
     OmegaSizes(64, 64, F=256, matrices=3),
+    OmegaSizes(16, 16, F=64, degree=2, matrices=2),
     OmegaSizes(16, 16, F=64, degree=2, matrices=2, ns_steps=5, ns_every=16),
     OmegaSizes(16, 16, F=64, degree=2, matrices=3, ns_steps=5, ns_every=16),
 )

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 TILE_ROWS, TILE_COLUMNS = 16, 32  # a warp's results of a product
-STATIC, LIFT_FLOATS, WARPS = 1 << 10, 8 << 10, 8
+STATIC, RESERVED, WARPS = 1 << 10, 1 << 10, 8
+LIFT_FLOATS, LIFT_FLOATS_MUON = 8 << 10, 6 << 10
+MOST_RESIDENTS = 2  # heads that share a multiprocessor
 MOST_TO_FIT = 4  # slices of V that make a state fit
 MOST_SUMMANDS = 1 << 30  # bytes
 MEMORIES = ("linear", "mlp", "gated_mlp")
@@ -40,7 +42,7 @@ class Placement:
     shared: dict[str, int]
     device: dict[str, int]
     shared_bytes: int  # asked for
-    state_on_chip: bool
+    state_on_chip: bool  # with Newton-Schulz: the matrices of its steps
 
     @property
     def scratch_bytes(self) -> int:
@@ -62,6 +64,7 @@ class OmegaMemory:
     ns_steps: int = 0
     ns_every: int = 1
     l2: bool = True
+    residents: int = 1  # blocks that share a multiprocessor
 
     @property
     def deep(self) -> bool:
@@ -103,18 +106,14 @@ class OmegaMemory:
     @property
     def lift_tile(self) -> int:
         """Features that are made at a time."""
-        return min(self.features, max(LIFT_FLOATS // self.rows // 32 * 32, 32))
+        floats = (LIFT_FLOATS_MUON if self.muon else LIFT_FLOATS) // self.residents
+        return min(self.features, max(floats // self.rows // 32 * 32, 32))
 
     def buffers(self) -> Iterator[tuple[str, int]]:
         """Floats of what the forward takes, in its order (take_forward)."""
-        held = self._held()
         vp, rp = leading(self.V), leading(self.rows)
         yield from self._common_buffers()
-        yield "weights", sum(held)
-        if self.momentum or self.muon:
-            yield "momentum", sum(held)
-        if self.muon:
-            yield from self._schulz_buffers(4 if self.elongated else 2)
+        yield from self._states("", self.momentum or self.muon, 4 if self.elongated else 2)
         yield from self._row_buffers()
         yield from (("y", self.C * vp), ("a", rp))
         if not self.muon:
@@ -136,8 +135,21 @@ class OmegaMemory:
     def _own_buffers(self) -> Iterator[tuple[str, int]]:
         yield from (("line", WARPS), ("c", 5))
         if self.degree:
-            yield "lift.tile", self.rows * leading(self.lift_tile)
+            yield from () if self.muon else self._tile()
             yield from (("lift.indices", 2 * self.features), ("lift.roots", self.features))
+
+    def _tile(self) -> Iterator[tuple[str, int]]:
+        yield "lift.tile", self.rows * leading(self.lift_tile)
+
+    def _states(self, of: str, momentum: bool, squares: int) -> Iterator[tuple[str, int]]:
+        """take_states: the most used first."""
+        state = sum(self._held())
+        states = [(f"{of}weights", state)] + ([(f"{of}momentum", state)] if momentum else [])
+        if self.muon:
+            yield from self._schulz_buffers(squares)
+            yield from self._tile() if self.degree else ()
+            states.reverse()
+        yield from states
 
     def _schulz_buffers(self, squares: int) -> Iterator[tuple[str, int]]:
         side = max(min(matrix) for matrix in self.matrices)
@@ -163,11 +175,7 @@ class OmegaMemory:
         yield from self._common_buffers()
         yield from ((f"g.{name}", self.C) for name in ("p", "s", "m", "alpha", "theta", "eta"))
         yield from (("g.a_last", leading(rows)), ("g.scales", 5 * self.threads))
-        yield "g.weights", state
-        if self.momentum:
-            yield "g.momentum", state
-        if self.muon:
-            yield from self._schulz_buffers(4)
+        yield from self._states("g.", self.momentum, 4)
         yield from self._row_buffers()
         yield "g.y", self.C * vp
         yield from ((f"g.d[{l}]", rows * leading(out)) for l, (_, out) in enumerate(self.matrices))
@@ -195,6 +203,22 @@ class OmegaMemory:
     def slice_of(self: Memory, slices: int) -> Memory:
         """What one block has where `slices` blocks share the outputs."""
         return replace(self, V=self.V // slices)
+
+    def resident(
+        self: Memory, block_shared: int, backward: bool, items: int, multiprocessors: int
+    ) -> Memory:
+        """What one block has where two heads share a multiprocessor: residents_for in
+        omega_plan.cu."""
+        half = replace(self, residents=MOST_RESIDENTS)
+        shares_it = (
+            self.deep
+            and not self.muon
+            and self.V <= TILE_COLUMNS
+            and items >= MOST_RESIDENTS * multiprocessors
+            and self.threads == 32 * WARPS
+            and half.placement(block_shared, backward).state_on_chip
+        )
+        return half if shares_it else self
 
     def summand_bytes(self, slices: int, chunks: int) -> int:
         """Of the backward's summands for each token and head: summand_floats."""
@@ -247,14 +271,17 @@ class OmegaMemory:
         """With blocks that may have `block_shared` bytes: what fits is taken in order."""
         wanted = self.backward_buffers() if backward else self.buffers()
         taken = {name: math.ceil(floats / 4) * 4 for name, floats in wanted}
-        limit = min(sum(taken.values()), (block_shared - STATIC) // 4)
+        each = (block_shared + RESERVED) // self.residents - RESERVED - STATIC
+        limit = min(sum(taken.values()), each // 4)
         shared: dict[str, int] = {}
         for name, floats in taken.items():
             if sum(shared.values()) + floats <= limit:
                 shared[name] = floats
         device = {name: floats for name, floats in taken.items() if name not in shared}
-        states = {"g.weights", "g.momentum"} if backward else {"weights", "momentum"}
-        on_chip = not states & device.keys()
+        first = {"g.weights", "g.momentum"} if backward else {"weights", "momentum"}
+        if self.muon:
+            first = {name for name, _ in self._schulz_buffers(4)}
+        on_chip = not first & device.keys()
         return Placement(shared, device, 4 * limit, on_chip)
 
     def team(
@@ -315,4 +342,4 @@ class OmegaMemory:
         most = tiles(self.C, self.rows)
         for width, out in self.matrices:
             most = max(most, tiles(width, out), tiles(self.rows, out))
-        return 32 * min(WARPS, max(2, 1 << (most - 1).bit_length()))
+        return 32 * min(WARPS // self.residents, max(2, 1 << (most - 1).bit_length()))

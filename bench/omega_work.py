@@ -39,6 +39,15 @@ class Product:
         )
         return 2 * TILE_ROWS if 5 * two < 4 * one else TILE_ROWS
 
+    def chain(self, warps: int) -> int:
+        """Instructions of the busiest warp in plain tf32, as docs/cuda.md counts them: eight of
+        depth take 78, two bands of rows 99; a band's start and end 300."""
+        rows = self.tile_rows(warps)
+        bands = rows // TILE_ROWS
+        tiles = math.ceil(self.m / rows) * math.ceil(self.n / TILE_COLUMNS)
+        step = 78 if bands == 1 else 99
+        return math.ceil(tiles / warps) * (math.ceil(self.depth / TF32_DEPTH) * step + 300 * bands)
+
     def executed(self, warps: int, tf32: bool, split: bool = False) -> int:
         """By FFMA or mma of a block; split tf32 makes three mma."""
         rows = self.tile_rows(warps) if tf32 and not split else TILE_ROWS
@@ -212,28 +221,28 @@ class OmegaRule(OmegaMemory):
             yield Product(chunk.tokens, chunk.rows, self.K)  # P
             yield Product(chunk.rows, self.V, chunk.tokens)  # gd
             for _ in range(2 if self.momentum else 1):
-                yield Product(chunk.rows, self.V, self.features)  # hM
+                yield from self._read(chunk.rows, 0)  # hM
 
     def _signals_to_rows(self, rows: int, layer: int) -> Iterator[Product]:
         (width, out), last = self.matrices[layer], layer == len(self.matrices) - 1
         if last and self.deep:  # ge += W2 gb
             yield Product(rows, out, width)
         if self.l2 or not last:  # ginput += Wᵀ gz
-            yield Product(rows, width, out)
+            yield from self._back(rows, layer)
 
     def _signals_to_columns(self, rows: int, layer: int, columns: int) -> Iterator[Product]:
         (width, _), last = self.matrices[layer], layer == len(self.matrices) - 1
         if last and self.deep:  # gW2 += e gbᵀ
             yield Product(width, columns, rows)
         if self.l2 or not last:  # gW += gz inputᵀ
-            yield Product(width, columns, rows)
+            yield from self._write(rows, layer, columns)
 
     def _leave_to_columns(self, tokens: int, layer: int, columns: int) -> Iterator[Product]:
         for _ in range(self.states):
-            yield Product(self.matrices[layer][0], columns, tokens)  # gM_hat
+            yield from self._write(tokens, layer, columns)  # gM_hat
 
     def _tokens_backward(self, tokens: int, rows: int) -> Iterator[Product]:
-        for layer, (width, out) in enumerate(self.matrices):
+        for layer, (_, out) in enumerate(self.matrices):
             inner = self.K if layer < self.first_layer else self.F
             if layer == 0 or layer == self.first_layer:
                 yield from (Product(tokens, rows, inner), Product(tokens, inner, rows))  # P, gu
@@ -244,18 +253,16 @@ class OmegaRule(OmegaMemory):
             if self.deep and layer == 0:
                 yield Product(tokens, rows, inner)  # P for z
             for _ in range(self.states):
-                yield Product(tokens, out, width)  # M_hat u
-                yield Product(tokens, width, out)  # gu
+                yield from (*self._read(tokens, layer), *self._back(tokens, layer))  # M_hat u, gu
 
     def _rows_backward(self, rows: int, tokens: int) -> Iterator[Product]:
-        for layer, (width, out) in enumerate(self.matrices):
+        for layer, (_, out) in enumerate(self.matrices):
             if layer == 0 or layer == self.first_layer:
                 inner = self.K if layer < self.first_layer else self.F
                 yield Product(rows, inner, tokens)  # gx by gP
             yield Product(rows, out, tokens)  # gd
             for _ in range(self.states):
-                yield Product(rows, out, width)  # hM
-                yield Product(rows, width, out)  # gx
+                yield from (*self._read(rows, layer), *self._back(rows, layer))  # hM, gx
 
     def _back(self, rows: int, layer: int) -> Iterator[Product]:
         width, out = self.matrices[layer]
@@ -314,7 +321,9 @@ def omega_rule(
         multiprocessors=device.multiprocessors,
         rows=rows,
     )
-    part = rule.slice_of(slices)
+    part = rule.slice_of(slices).resident(
+        device.block_shared, backward, items, device.multiprocessors
+    )
     team = part.team(device.block_shared, backward, items, device.multiprocessors)
 
     def products(one: OmegaRule, team: Team | None = None) -> list[Product]:
@@ -351,7 +360,9 @@ def omega_rule(
         ),
         moved=float(moved),
         scratch=scratch,
-        blocks=min(started, device.multiprocessors) if place.scratch_bytes else started,
+        blocks=min(started, part.residents * device.multiprocessors)
+        if place.scratch_bytes
+        else started,
         threads=part.threads,
         shared=place.shared_bytes,
     )

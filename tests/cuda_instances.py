@@ -110,6 +110,10 @@ TYPICAL = (
 TEAM_KIB = 6
 TEAM = testing._omega("small_team", "", (1, 20), H=1, K=8, V=8, F=40, W=5, memory="gated_mlp",
                       theta=True, residual=True, positions=(1,), chunk_size=20)  # fmt: skip
+# Its heads share the only multiprocessor of a device with this much shared memory.
+TWO_HEADS_KIB = 40
+TWO_HEADS = testing._omega("two_heads", "", (1, 20), H=2, K=8, V=8, F=72, W=5, memory="mlp",
+                           theta=True, chunk_size=20)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class OmegaCall:
     dtype: torch.dtype
     precision: str = "highest"
     shared_kib: int = 0
+    multiprocessors: int = 108
 
     @property
     def id(self) -> str:
@@ -147,7 +152,7 @@ class OmegaCall:
         return self.dtype if own else torch.float32
 
     def run_emulated(self, capability: int) -> dict[str, Tensor]:
-        with on_device(capability, self.precision, self.shared_kib):
+        with on_device(capability, self.precision, self.shared_kib, self.multiprocessors):
             return self._run(self.case.inputs(self.dtype))
 
     def run_reference(self) -> dict[str, Tensor]:
@@ -156,12 +161,14 @@ class OmegaCall:
 
 
 @contextmanager
-def on_device(capability: int, precision: str, shared_kib: int = 0) -> Iterator[None]:
+def on_device(
+    capability: int, precision: str, shared_kib: int = 0, multiprocessors: int = 108
+) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
         with testing.emulated(order="random", capability=capability) as module:
-            module.set_device(capability, shared_kib=shared_kib)
+            module.set_device(capability, multiprocessors, shared_kib)
             yield
     finally:
         torch.set_float32_matmul_precision(before)
@@ -179,6 +186,7 @@ def calls(group: str) -> Iterator[Call | OmegaCall]:
     yield from (OmegaCall(case, dtype, precision) for case, dtype in omega_cases(group))
     for dtype in DTYPES[:2] if group == "sm_80" else DTYPES[:1]:
         yield OmegaCall(TEAM, dtype, precision, TEAM_KIB)
+        yield OmegaCall(TWO_HEADS, dtype, precision, TWO_HEADS_KIB, multiprocessors=1)
 
 
 def omega_cases(group: str) -> Iterator[tuple[testing.Case, torch.dtype]]:

@@ -248,6 +248,46 @@ def test_no_teams_where_heads_fill_the_device_or_states_fit(backend: Any) -> Non
         assert backward_counters(case, backend) == (1, 4)
 
 
+# Items of each; a head's states fit twice in the shared memory, its chunk does not.
+TWO_HEADS: dict[str, tuple[int, dict[str, Any]]] = {
+    "mlp": (6, {"K": 24, "V": 28, "F": 40, "H": 3, "memory": "mlp"}),
+    "gated": (4, {**TEAMS["gated"], "F": 40}),
+    "features": (
+        4,
+        {
+            "K": 8, "V": 8, "F": 36, "memory": "mlp", "degree": 2, "scales": True, "theta": True,
+            "chunk_size": 60,
+        },
+    ),
+    "in_the_middle_of_chunks": (4, TEAMS["in_the_middle_of_chunks"] | {"V": 30}),
+    "packed": (8, TEAMS["packed"]),
+    "wide_window": (4, TEAMS["wide_window"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWO_HEADS)
+def test_two_heads_on_a_multiprocessor(name: str, backend: Any) -> None:
+    """Blocks of half the warps and shared memory, two for each multiprocessor; one more of these,
+    and each block has one to itself."""
+    items, options = TWO_HEADS[name]
+    lead = (1, 75) if name == "packed" else (2, 75)
+    case = _omega(name, "", lead, **{"W": 12, "chunk_size": 32, **options})
+    found, kibibytes = {}, 72 if name == "features" else 64
+    for multiprocessors in (items // 2 - 1, items // 2 + 1):
+        backend.set_device(80, multiprocessors, shared_kib=kibibytes)
+        backend.reset_counters()
+        with torch.no_grad():
+            found[multiprocessors] = case.run(case.inputs(F32))["o"]
+        two = multiprocessors < items // 2
+        blocks = 2 * multiprocessors if two else multiprocessors
+        assert backend.counters()["blocks"] == blocks
+        assert backward_counters(case, backend) == (1, blocks)
+        check_case(case)
+        check_case(case, torch.bfloat16)
+    one, other = found.values()
+    assert torch.equal(one, other) or name == "features"  # tiles of another width
+
+
 @pytest.mark.parametrize("capability", [75, 86, 90])
 @pytest.mark.parametrize("name", ["ragged", "mlp_features", "gated_muon"])
 def test_other_devices(name: str, capability: int) -> None:

@@ -25,12 +25,18 @@ from bench.omega_work import MEMORIES, OmegaRule, Product, omega_rule, omega_rul
 
 BLOCK_SHARED = {75: 64, 80: 163, 86: 99, 90: 227, 100: 227}  # KiB
 MLP_64, MLP_128 = (OmegaSizes(64, 64, F=width, matrices=2) for width in (64, 128))
-PRESET = OmegaSizes(16, 16, F=64, degree=2, matrices=3, ns_steps=5, ns_every=16)
+PRESET, GATED_PRESET = (
+    OmegaSizes(16, 16, F=64, degree=2, matrices=count, ns_steps=5, ns_every=16) for count in (2, 3)
+)
+DUAL_PRESET, GATED_DUAL_PRESET = (
+    sizes._replace(ns_steps=0, ns_every=1) for sizes in (PRESET, GATED_PRESET)
+)
 PLANNED = (
     *OMEGA,
     OmegaSizes(64, 64, momentum=0),
     OmegaSizes(64, 64, F=64, matrices=3),
-    OmegaSizes(16, 16, F=64, degree=2, matrices=3),
+    GATED_DUAL_PRESET,
+    OmegaSizes(16, 16, F=64, matrices=2),
     OmegaSizes(16, 16, F=64, degree=2, matrices=2, momentum=0, ns_steps=5),
     OmegaSizes(8, 24, W=1, C=1),
     OmegaSizes(5, 3, F=7, W=40, C=16, degree=3, matrices=3),
@@ -73,16 +79,18 @@ def test_placement_is_the_launchers(
     rule, backward = rule_of(sizes), op.endswith("backward")
     limit = BLOCK_SHARED[capability] << 10
     slices = rule.slices(limit, backward)
-    part = rule.slice_of(slices)
+    part = rule.slice_of(slices).resident(limit, backward, items=2, multiprocessors=1)
     mine = part.placement(limit, backward)
     text = plan(op, "bfloat16", sizes, False, capability)
     form = "Newton-Schulz" if sizes.ns_steps else "dual"
     words = "tf32 tensor cores" if capability >= 80 else "float multiply-adds"
     words = f"split {words}" if sizes.ns_steps and capability >= 80 else words
-    both = sizes.momentum or (sizes.ns_steps and not backward)
-    state = ("gradients of " if backward else "") + ("weights and momentum" if both else "weights")
-    where = "on chip" if mine.state_on_chip else "in device memory"
+    state = "weights and momentum" if sizes.momentum else "weights"
+    state = f"gradients of {state}" if backward else state
+    state, partly = ("the steps' matrices", "partly ") if sizes.ns_steps else (state, "")
+    where = "on chip" if mine.state_on_chip else f"{partly}in device memory"
     where += f", {slices} slices of V" if slices > 1 else ""
+    where += f", {part.residents} heads a multiprocessor" if part.residents > 1 else ""
     assert text.startswith(f"{form} form: {words}, {state} {where}, {part.threads} threads, ")
     found = [float(part.split()[0]) for part in text.split(", ") if "KiB" in part]
     wanted = [mine.shared_bytes / 1024, mine.scratch_bytes / 1024]
@@ -94,7 +102,8 @@ def test_placement_is_the_launchers(
 FITS = {
     MLP_64: {75: False, 80: True, 86: True, 90: True, 100: True},  # 2 x 32 KiB
     MLP_128: {75: False, 80: True, 86: False, 90: True, 100: True},  # 2 x 64 KiB
-    PRESET: {75: False, 80: False, 86: False, 90: True, 100: True},  # 2 x 80.5 KiB
+    DUAL_PRESET: {75: False, 80: True, 86: False, 90: True, 100: True},  # 2 x 42.25 KiB
+    GATED_DUAL_PRESET: {75: False, 80: False, 86: False, 90: True, 100: True},  # 2 x 80.5 KiB
     OmegaSizes(64, 64, F=256, matrices=2): dict.fromkeys(BLOCK_SHARED, False),  # 2 x 128 KiB
     OmegaSizes(64, 64): dict.fromkeys(BLOCK_SHARED, True),  # 2 x 16 KiB
 }
@@ -111,6 +120,33 @@ def test_state_is_on_chip_where_it_fits(plan: Callable[..., str], sizes: OmegaSi
         assert ("weights and momentum on chip" in text) == fits, capability
         if 2 * 4 * rule.size > BLOCK_SHARED[capability] << 10:
             assert not fits
+
+
+# Two heads of a deep memory share a multiprocessor where their states fit: 4 x 42.25 KiB of the
+# preset, 4 x 8 KiB of the same without phi.
+@pytest.mark.parametrize("op", ["omega_rule", "omega_rule_backward"])
+def test_two_heads_share_a_multiprocessor(plan: Callable[..., str], op: str) -> None:
+    for sizes, shared in (
+        (DUAL_PRESET, {75: False, 80: False, 86: False, 90: True, 100: True}),
+        (OmegaSizes(16, 16, F=64, matrices=2), dict.fromkeys(BLOCK_SHARED, True)),
+        (GATED_DUAL_PRESET, dict.fromkeys(BLOCK_SHARED, False)),
+        (MLP_64, dict.fromkeys(BLOCK_SHARED, False)),  # outputs wider than a tile
+        (PRESET, dict.fromkeys(BLOCK_SHARED, False)),
+        (OmegaSizes(16, 16), dict.fromkeys(BLOCK_SHARED, False)),
+    ):
+        for capability, two in shared.items():
+            text = plan(op, "bfloat16", sizes, False, capability)
+            assert ("on chip, 2 heads a multiprocessor, 128 threads" in text) == two, text
+            assert ("heads" in text) == two
+
+
+# Squares, X and its successor: 4 x 17 + 2 x 41 KiB of either preset.
+@pytest.mark.parametrize("op", ["omega_rule", "omega_rule_backward"])
+@pytest.mark.parametrize("sizes", [PRESET, GATED_PRESET], ids=lambda sizes: sizes.title)
+def test_newton_schulz_stays_on_chip(plan: Callable[..., str], sizes: OmegaSizes, op: str) -> None:
+    for capability, fits in {75: False, 80: True, 86: False, 90: True, 100: True}.items():
+        text = plan(op, "bfloat16", sizes, False, capability)
+        assert ("the steps' matrices on chip" in text) == fits, capability
 
 
 def test_plan_refuses_sizes(plan: Callable[..., str]) -> None:
@@ -145,6 +181,27 @@ def test_products_by_hand() -> None:
     assert Product(17, 33, 9).executed(4, False) == 2 * 32 * 64 * 9
     assert Product(79, 64, 8).executed(8, True) == 2 * 96 * 64 * 8  # two rounds of 10, one of 6
     assert Product(64, 64, 8).executed(8, True) == 2 * 64 * 64 * 8  # one of 8, one of 4
+
+
+def test_what_two_heads_gain() -> None:
+    """docs/cuda.md, "Two heads on a multiprocessor": thousands of instructions a chunk."""
+    assert Product(79, 64, 153).chain(8) == 20 * 99 + 600
+    assert Product(79, 16, 64).chain(4) == 8 * 99 + 600
+    for memory, degree, K, wanted in (
+        ("mlp", 0, 16, (27.5, 19.1, 76.6, 58.7)),
+        ("gated_mlp", 0, 16, (37.2, 25.9, 108, 82.6)),
+        ("mlp", 0, 32, (29.3, 20.7, 82.4, 63.8)),
+        ("mlp", 2, 16, (45.2, 44.0, 132, 136)),
+    ):
+        one = OmegaRule(K, K, 64, degree=degree, memory=memory)
+        found = []
+        for backward in (False, True):
+            two = one.resident(BLOCK_SHARED[90] << 10, backward, items=2, multiprocessors=1)
+            for rule, heads in ((one, 2), (two, 1)):
+                made = rule.backward_products(2048) if backward else rule.products(2048)
+                chain = sum(product.chain(rule.threads // 32) for product in made)
+                found.append(heads * chain / 32 / 1000)
+        assert found == pytest.approx(wanted, abs=0.5 if max(wanted) > 100 else 0.05)
 
 
 # docs/math/omega_rule.md, section 3, for a chunk of n tokens and R rows.
@@ -201,6 +258,11 @@ COUNTED: dict[str, tuple[OmegaRule, int]] = {
     "deep mlp": (OmegaRule(20, 20, 40, W=6, C=20, memory="mlp"), 50),  # 6 KiB of shared memory
     "deep gated, dot": (OmegaRule(20, 24, 40, W=20, C=16, memory="gated_mlp", l2=False), 40),
     "deep features": (OmegaRule(5, 36, 40, W=6, C=33, degree=2, memory="mlp"), 70),
+    "two heads": (OmegaRule(20, 20, 72, W=6, C=16, memory="mlp"), 40),
+    "two heads, features, dot": (
+        OmegaRule(8, 8, 72, W=6, C=64, degree=2, memory="gated_mlp", l2=False, momentum=False),
+        70,
+    ),
     "Newton-Schulz": (OmegaRule(20, 24, W=6, C=8, ns_steps=2), 11),
     "gated, degree 2, every fourth": (
         OmegaRule(*(6, 6, 40), W=6, C=16, degree=2, memory="gated_mlp", ns_steps=2, ns_every=4),
@@ -209,7 +271,7 @@ COUNTED: dict[str, tuple[OmegaRule, int]] = {
 }
 
 
-@pytest.mark.parametrize("multiprocessors", [4, 108])
+@pytest.mark.parametrize("multiprocessors", [2, 4, 108])
 @pytest.mark.parametrize("final_state", [True, False])
 @pytest.mark.parametrize("name", COUNTED)
 def test_executed_operations_are_those_of_the_kernel(
@@ -217,7 +279,7 @@ def test_executed_operations_are_those_of_the_kernel(
 ) -> None:
     """Tensor-core instructions of the emulated kernels, two sequences and two heads; with many
     multiprocessors blocks share a linear memory's outputs, and its chunks in the backward, or every
-    chunk of a deep memory."""
+    chunk of a deep memory, with few of them two heads share one."""
     try:
         testing.has_emulated_kernel("omega_rule")
     except ImportError as error:
@@ -255,7 +317,13 @@ def test_executed_operations_are_those_of_the_kernel(
         for pass_ in (False, True)
     )
     assert (forward > 1) == (name == "wide" and multiprocessors > 4)
-    one, other = rule.slice_of(forward), rule.slice_of(backward)
+    one, other = (
+        rule.slice_of(slices).resident(shared, pass_, 4, multiprocessors)
+        for slices, pass_ in ((forward, False), (backward, True))
+    )
+    for part in (one, other):
+        shared_by_two = name == "gated, dot" or name.startswith("two heads")
+        assert (part.residents > 1) == (shared_by_two and multiprocessors == 2)
     teams = [
         one.team(shared, backward, 4, multiprocessors)
         for one, backward in ((one, False), (other, True))
@@ -320,7 +388,7 @@ def test_roofline_prints(backward: bool) -> None:
 def test_operators_are_listed(plan: Callable[..., str]) -> None:
     for op in OMEGA_OPERATORS:
         wanted = "state in place" if op == "omega_rule_update" else "form: "
-        assert wanted in plan(op, "float32", PRESET, False, 80)
+        assert wanted in plan(op, "float32", GATED_PRESET, False, 80)
     for op in EXP_OMEGA_OPERATORS:
         wanted = "walk over the past" if op == "exp_omega_rule_update" else "rows of all tokens"
         for sizes in EXP_OMEGA:

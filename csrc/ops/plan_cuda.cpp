@@ -48,8 +48,7 @@ std::string describe(const cuda_kernels::PolyFeaturesPlan& plan) {
 
 std::string describe(const cuda_kernels::OmegaPlan& plan, const cuda_kernels::OmegaOptions& o,
                      cuda_kernels::OmegaPass pass) {
-  const bool muon = o.schedule.steps > 0,
-             both = o.momentum || (muon && pass == cuda_kernels::OmegaPass::forward);
+  const bool muon = o.schedule.steps > 0;
   if (pass == cuda_kernels::OmegaPass::update) {
     return std::string("state in place, ") +
            (muon && plan.tensor_cores ? "split tf32 tensor cores for Newton-Schulz, "
@@ -60,10 +59,17 @@ std::string describe(const cuda_kernels::OmegaPlan& plan, const cuda_kernels::Om
   text += !plan.tensor_cores ? "float multiply-adds, "
           : muon             ? "split tf32 tensor cores, "
                              : "tf32 tensor cores, ";
-  if (pass == cuda_kernels::OmegaPass::backward) text += "gradients of ";
-  text += both ? "weights and momentum " : "weights ";
-  text += plan.state_on_chip ? "on chip, " : "in device memory, ";
+  if (muon) {
+    text += "the steps' matrices ";
+  } else {
+    if (pass == cuda_kernels::OmegaPass::backward) text += "gradients of ";
+    text += o.momentum ? "weights and momentum " : "weights ";
+  }
+  text += plan.state_on_chip ? "on chip, "
+          : muon             ? "partly in device memory, "
+                             : "in device memory, ";
   if (plan.slices > 1) text += std::to_string(plan.slices) + " slices of V, ";
+  if (plan.residents > 1) text += std::to_string(plan.residents) + " heads a multiprocessor, ";
   return text + resources(plan);
 }
 
@@ -147,10 +153,12 @@ std::string cuda_plan(std::string op, std::string dtype, std::vector<int64_t> si
     cuda_kernels::OmegaOptions options = omega_plan_options(name, sizes);
     const auto kind = static_cast<cuda_kernels::Dtype>(type);
     if (omega.pass == cuda_kernels::OmegaPass::update) options.chunk = 1;
-    if (!omega.exponential)
+    if (!omega.exponential) {
+      constexpr int64_t kHeads = 2;  // of one multiprocessor
       return describe(
-          cuda_kernels::omega_rule_plan(omega.pass, options, kind, allow_tf32, 1, device, 1),
+          cuda_kernels::omega_rule_plan(omega.pass, options, kind, allow_tf32, kHeads, device, 1),
           options, omega.pass);
+    }
     ATLAS_CHECK(options.degree == 0 && options.schedule.steps == 0, name, "sizes",
                 "degree 0 and ns_steps 0 of " + op,
                 std::to_string(options.degree) + ", " + std::to_string(options.schedule.steps));

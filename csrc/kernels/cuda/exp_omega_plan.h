@@ -6,8 +6,8 @@ namespace atlas::kernels::cuda {
 
 // The options with their sizes. W2 stands first in a state, so that it has the same place in its
 // momentum, which is W2's alone; a linear memory has no state.
-inline ExpOmegaOptions sized(ExpOmegaOptions options, int slices) {
-  options.omega = sized(options.omega, slices);
+inline ExpOmegaOptions sized(ExpOmegaOptions options, int slices, int residents = 1) {
+  options.omega = sized(options.omega, slices, residents);
   OmegaOptions& o = options.omega;
   OmegaSizes& sz = o.sizes;
   if (!is_deep(o)) {

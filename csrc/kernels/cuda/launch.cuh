@@ -14,8 +14,11 @@ cudaError_t launch_typed(void (*)(Parameters...), dim3 grid, dim3 block, size_t 
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   const void* function = reinterpret_cast<const void*>(kKernel);
   if (shared_bytes > kOptInBeyond) {
-    const cudaError_t status = cudaFuncSetAttribute(
-        function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    cudaError_t status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              static_cast<int>(shared_bytes));
+    if (status == cudaSuccess)  // room for as many of its blocks as fit
+      status = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                    cudaSharedmemCarveoutMaxShared);
     if (status != cudaSuccess) return status;
   }
   const auto start = [&](Parameters... parameters) {

@@ -44,7 +44,7 @@ __host__ __device__ __forceinline__ int widest_row(const OmegaOptions& o) {
   return larger(o.sizes.kp, larger(o.sizes.vp, o.sizes.fp));
 }
 
-// True if the states' gradients are in shared memory. `own_reference`: M_ref is an argument.
+// True as take_states. `own_reference`: M_ref is an argument.
 __host__ __device__ __forceinline__ bool take_backward(OmegaWork& w, OmegaGrads& g,
                                                        OmegaArena& arena, const OmegaOptions& o,
                                                        bool own_reference, int threads) {
@@ -56,14 +56,7 @@ __host__ __device__ __forceinline__ bool take_backward(OmegaWork& w, OmegaGrads&
   for (float** gates : {&g.p, &g.s, &g.m, &g.alpha, &g.theta, &g.eta}) *gates = arena.take(chunk);
   g.a_last = arena.take(sz.rp);
   g.scales = arena.take(kScaleSlots * threads);
-  g.weights = arena.take(sz.state);
-  bool on_chip = arena.last_shared;
-  g.momentum = nullptr;
-  if (o.momentum) {
-    g.momentum = arena.take(sz.state);
-    on_chip = on_chip && arena.last_shared;
-  }
-  if (muon) take_newton_schulz(w, arena, o, 4);
+  const bool on_chip = take_states(g.weights, g.momentum, o.momentum, w, arena, o, 4);
   take_rows(w, arena, o);
   g.y = arena.take(chunk * sz.vp);
   for (int l = 0; l < o.matrices; ++l) g.d[l] = arena.take(rows * sz.matrix[l].ld);

@@ -12,15 +12,24 @@ namespace {
 
 // Beside the dynamic shared memory: OmegaWork, OmegaGrads, TeamWork.
 constexpr int64_t kStaticBytes = 1 << 10;
+// What a multiprocessor keeps of its shared memory for each block.
+constexpr int64_t kReservedBytes = 1 << 10;
 
 static_assert(sizeof(OmegaWork) + sizeof(OmegaGrads) + sizeof(TeamWork) <= kStaticBytes,
               "static shared memory");
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Floats of dynamic shared memory for each of `residents` blocks of a multiprocessor, of which a
+// single one may have `limit` bytes.
+int64_t most_floats(int64_t limit, int residents) {
+  const int64_t each = (limit + kReservedBytes) / residents - kReservedBytes;
+  return (each - kStaticBytes) / static_cast<int64_t>(sizeof(float));
+}
+
 // So many warps as the largest product of a chunk has tiles, or as an update has groups of rows, in
-// powers of two.
-int block_threads_for(OmegaPass pass, const OmegaOptions& o) {
+// powers of two; residents share those of one block.
+int block_threads_for(OmegaPass pass, const OmegaOptions& o, int residents = 1) {
   const OmegaSizes& sz = o.sizes;
   const auto tiles = [](int64_t rows, int64_t columns) {
     return ceil_divide(rows, kTileRows) * ceil_divide(columns, kTileColumns);
@@ -32,23 +41,23 @@ int block_threads_for(OmegaPass pass, const OmegaOptions& o) {
     if (pass == OmegaPass::update) most = std::max(most, ceil_divide(m.out, kUpdateRows));
   }
   int warps = 2;
-  while (warps < kOmegaWarps && warps < most) warps *= 2;
+  while (warps < kOmegaWarps / residents && warps < most) warps *= 2;
   return warps * kWarp;
 }
 
-// Lays the pass's buffers out; true if the state (update: everything) stays in shared memory.
-bool take(OmegaPass pass, OmegaArena& arena, const OmegaOptions& o) {
+// Lays the pass's buffers out; true as OmegaPlan::state_on_chip.
+bool take(OmegaPass pass, OmegaArena& arena, const OmegaOptions& o, int threads) {
   OmegaWork work{};
   OmegaGrads grads{};
   if (pass == OmegaPass::forward) return take_forward(work, arena, o);
   if (pass == OmegaPass::update) return take_update(work, arena, o);
-  return take_backward(work, grads, arena, o, true, block_threads_for(pass, o));
+  return take_backward(work, grads, arena, o, true, threads);
 }
 
 // Whether the state stays in shared memory of `most` floats.
-bool state_fits(OmegaPass pass, const OmegaOptions& o, int64_t most) {
+bool state_fits(OmegaPass pass, const OmegaOptions& o, int64_t most, int residents = 1) {
   OmegaArena arena{nullptr, nullptr, most};
-  return take(pass, arena, o);
+  return take(pass, arena, o, block_threads_for(pass, o, residents));
 }
 
 // Floats that the backward's summands take for each token and head (OmegaBackward), if there are
@@ -97,6 +106,22 @@ int parts_for(OmegaPass pass, const OmegaOptions& o, int slices, int64_t items, 
   return static_cast<int>(std::clamp<int64_t>(chunks, 1, multiprocessors / items));
 }
 
+// Two heads of a deep memory share a multiprocessor, each a block of half its warps and shared
+// memory, where it has two of them and their states fit. Outputs no wider than a tile leave most
+// warps of a single block without work; with Newton-Schulz its steps would leave the chip.
+int residents_for(OmegaPass pass, const OmegaOptions& o, int64_t limit, int64_t items,
+                  int multiprocessors) {
+  constexpr int kResidents = 2;
+  if (pass == OmegaPass::update || o.matrices == 1 || o.schedule.steps > 0 ||
+      o.value > kTileColumns || items < kResidents * int64_t{multiprocessors})
+    return 1;
+  const bool fills = block_threads_for(pass, sized(o, 1)) == kOmegaThreads;
+  return fills && state_fits(pass, sized(o, 1, kResidents), most_floats(limit, kResidents),
+                             kResidents)
+             ? kResidents
+             : 1;
+}
+
 // Teams for a deep memory that does not fit on chip, where (sequence, head) pairs leave
 // multiprocessors idle: a block has a tile's rows and columns at least, more where not all blocks
 // of a launch would work at the same time; four always do, of a gated memory the matrices and the
@@ -140,21 +165,20 @@ OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dty
                           int64_t chunks, int64_t packed, int64_t rows) {
   if (limit < 0) limit = shared_kibibytes(capability) << 10;
   constexpr int64_t kFloat = sizeof(float);
-  const int64_t most = (limit - kStaticBytes) / kFloat;
-  const int slices = slices_for(pass, options, most, items, multiprocessors, rows);
-  items *= slices;
-  const int parts = parts_for(pass, options, slices, items, multiprocessors, chunks, rows);
-  items *= parts;
-  const OmegaOptions o = sized(options, slices);
-  OmegaArena all{nullptr, nullptr, std::numeric_limits<int64_t>::max()};
-  take(pass, all, o);
-  OmegaArena arena{nullptr, nullptr, std::min(all.shared_used, most)};
   OmegaPlan plan{};
-  plan.slices = slices;
-  plan.parts = parts;
-  plan.state_on_chip = take(pass, arena, o);
+  plan.slices = slices_for(pass, options, most_floats(limit, 1), items, multiprocessors, rows);
+  items *= plan.slices;
+  plan.parts = parts_for(pass, options, plan.slices, items, multiprocessors, chunks, rows);
+  items *= plan.parts;
+  plan.residents = residents_for(pass, options, limit, items, multiprocessors);
+  const OmegaOptions o = sized(options, plan.slices, plan.residents);
+  const int64_t most = most_floats(limit, plan.residents);
+  plan.threads = block_threads_for(pass, o, plan.residents);
+  OmegaArena all{nullptr, nullptr, std::numeric_limits<int64_t>::max()};
+  take(pass, all, o, plan.threads);
+  OmegaArena arena{nullptr, nullptr, std::min(all.shared_used, most)};
+  plan.state_on_chip = take(pass, arena, o, plan.threads);
   plan.tensor_cores = capability >= 80 && (dtype != Dtype::f32 || allow_tf32);
-  plan.threads = block_threads_for(pass, o);
   if (!plan.state_on_chip && pass != OmegaPass::update)
     plan.team = team_for(pass, o, items, multiprocessors, chunks, packed, plan.threads);
   if (plan.team.rows > 0) {
@@ -166,9 +190,9 @@ OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dty
   }
   plan.shared_bytes = arena.shared_limit * kFloat;
   plan.scratch_bytes = arena.device_used * kFloat;
-  // A block with scratch fills a multiprocessor; it then takes several items in turn.
+  // Blocks with scratch fill a multiprocessor; they then take several items in turn.
   plan.blocks = plan.scratch_bytes > 0 && plan.team.rows == 0
-                    ? std::min<int64_t>(items, multiprocessors)
+                    ? std::min<int64_t>(items, plan.residents * int64_t{multiprocessors})
                     : items;
   plan.blocks = std::min<int64_t>(plan.blocks, std::numeric_limits<int>::max());
   return plan;

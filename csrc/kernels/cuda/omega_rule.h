@@ -165,9 +165,10 @@ struct OmegaPlan {
   int64_t scratch_bytes;  // of one block
   int slices;             // of V, each a block's
   int parts;              // of an item's chunks in the backward; `blocks` counts those of all parts
+  int residents = 1;      // blocks that are to share a multiprocessor
   OmegaTeam team;         // of a deep memory; `blocks` are then items
-  bool state_on_chip;     // the memory and its momentum (backward: their gradients; update: all
-                          // buffers) stay in shared memory
+  bool state_on_chip;     // the memory and its momentum (backward: their gradients; Newton-Schulz:
+                          // the matrices of its steps; update: all buffers) stay in shared memory
 };
 
 enum class OmegaPass : int { forward, backward, update };

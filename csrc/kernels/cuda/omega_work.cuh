@@ -46,13 +46,12 @@ struct OmegaArena {
   float *shared, *device;
   int64_t shared_limit;
   int64_t shared_used = 0, device_used = 0;
-  bool last_shared = true;
 
   __host__ __device__ __forceinline__ float* take(int64_t floats) {
     floats = (floats + 3) / 4 * 4;
-    last_shared = shared_used + floats <= shared_limit;
-    int64_t& used = last_shared ? shared_used : device_used;
-    float* const memory = last_shared ? shared : device;
+    const bool fits = shared_used + floats <= shared_limit;
+    int64_t& used = fits ? shared_used : device_used;
+    float* const memory = fits ? shared : device;
     float* const taken = memory == nullptr ? nullptr : memory + used;
     used += floats;
     return taken;
@@ -125,13 +124,18 @@ struct OmegaWork {
   float* squares[4];  // and what multiplies them
 };
 
+__host__ __device__ __forceinline__ void take_tile(OmegaWork& w, OmegaArena& arena,
+                                                   const OmegaOptions& o) {
+  w.lift.tile = arena.take(static_cast<int64_t>(o.sizes.rows) * o.sizes.tp);
+}
+
 // What each block of a team has for itself.
 __host__ __device__ __forceinline__ void take_own(OmegaWork& w, OmegaArena& arena,
                                                   const OmegaOptions& o) {
   w.line = arena.take(kOmegaWarps);
   w.c = arena.take(kScaleSlots);
   if (o.degree == 0) return;
-  w.lift.tile = arena.take(static_cast<int64_t>(o.sizes.rows) * o.sizes.tp);
+  if (o.schedule.steps == 0) take_tile(w, arena, o);
   w.lift.indices = reinterpret_cast<uint32_t*>(arena.take(2 * static_cast<int64_t>(o.features)));
   w.lift.roots = arena.take(o.features);
 }
@@ -170,27 +174,45 @@ __host__ __device__ __forceinline__ void take_rows(OmegaWork& w, OmegaArena& are
   if (is_deep(o)) take_hidden(w, arena, o);
 }
 
-__host__ __device__ __forceinline__ void take_newton_schulz(OmegaWork& w, OmegaArena& arena,
+// True if the matrices of the steps are in shared memory.
+__host__ __device__ __forceinline__ bool take_newton_schulz(OmegaWork& w, OmegaArena& arena,
                                                             const OmegaOptions& o, int squares) {
+  const int64_t before = arena.device_used;
   for (int i = 0; i < squares; ++i)
     w.squares[i] = arena.take(static_cast<int64_t>(o.sizes.side) * leading(o.sizes.side));
   for (float*& matrix : w.ns) matrix = arena.take(o.sizes.largest);
+  return arena.device_used == before;
 }
 
-// The forward's buffers; true if the state is in shared memory.
+// A state and its momentum, or their gradients. With Newton-Schulz, whose steps meet their own
+// matrices far more often than a write meets the features and the state, those come first. True if
+// what comes first, the steps' matrices or the states, is in shared memory.
+__host__ __device__ __forceinline__ bool take_states(float*& weights, float*& momentum,
+                                                     bool with_momentum, OmegaWork& w,
+                                                     OmegaArena& arena, const OmegaOptions& o,
+                                                     int squares) {
+  momentum = nullptr;
+  if (o.schedule.steps > 0) {
+    const bool on_chip = take_newton_schulz(w, arena, o, squares);
+    if (o.degree > 0) take_tile(w, arena, o);
+    if (with_momentum) momentum = arena.take(o.sizes.state);
+    weights = arena.take(o.sizes.state);
+    return on_chip;
+  }
+  const int64_t before = arena.device_used;
+  weights = arena.take(o.sizes.state);
+  if (with_momentum) momentum = arena.take(o.sizes.state);
+  return arena.device_used == before;
+}
+
+// The forward's buffers; true as take_states.
 __host__ __device__ __forceinline__ bool take_forward(OmegaWork& w, OmegaArena& arena,
                                                       const OmegaOptions& o) {
   const OmegaSizes& sz = o.sizes;
   const bool muon = o.schedule.steps > 0;
   take_common(w, arena, o);
-  w.weights = arena.take(sz.state);
-  bool on_chip = arena.last_shared;
-  w.momentum = nullptr;
-  if (o.momentum || muon) {
-    w.momentum = arena.take(sz.state);
-    on_chip = on_chip && arena.last_shared;
-  }
-  if (muon) take_newton_schulz(w, arena, o, sz.elongated ? 4 : 2);
+  const bool on_chip =
+      take_states(w.weights, w.momentum, o.momentum || muon, w, arena, o, sz.elongated ? 4 : 2);
   take_rows(w, arena, o);
   w.z[0] = w.d[0];
   w.z[1] = w.d[1];
