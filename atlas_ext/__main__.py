@@ -138,7 +138,8 @@ def print_plans(with_cuda: bool) -> None:
         print("  (make emulate builds them for the CPU; then they are listed here)")
         return
     whose, plan = source
-    print(f"CUDA kernels by device, as the launchers of {whose} choose (shared memory per block):")
+    print(f"CUDA kernels by device, as the launchers of {whose} choose (shared memory per block;")
+    print("of the Omega rule with two (sequence, head) pairs for each multiprocessor):")
     for title, cells in plans(plan):
         groups = list(merged(cells))
         print(f"  {title}" + (f": {groups[0][1]}" if len(groups) == 1 else ""))

@@ -42,7 +42,7 @@ class Placement:
     shared: dict[str, int]
     device: dict[str, int]
     shared_bytes: int  # asked for
-    state_on_chip: bool  # with Newton-Schulz: the matrices of its steps
+    on_chip: bool  # the states; with Newton-Schulz its squares, X and X's successor
 
     @property
     def scratch_bytes(self) -> int:
@@ -106,7 +106,8 @@ class OmegaMemory:
     @property
     def lift_tile(self) -> int:
         """Features that are made at a time."""
-        floats = (LIFT_FLOATS_MUON if self.muon else LIFT_FLOATS) // self.residents
+        floats = LIFT_FLOATS_MUON if self.muon and self.C > 1 else LIFT_FLOATS
+        floats //= self.residents
         return min(self.features, max(floats // self.rows // 32 * 32, 32))
 
     def buffers(self) -> Iterator[tuple[str, int]]:
@@ -214,9 +215,9 @@ class OmegaMemory:
             self.deep
             and not self.muon
             and self.V <= TILE_COLUMNS
-            and items >= MOST_RESIDENTS * multiprocessors
+            and math.ceil(items / multiprocessors) % MOST_RESIDENTS == 0
             and self.threads == 32 * WARPS
-            and half.placement(block_shared, backward).state_on_chip
+            and half.placement(block_shared, backward).on_chip
         )
         return half if shares_it else self
 
@@ -244,7 +245,7 @@ class OmegaMemory:
             return self.V % count == 0 and self.V // count >= TILE_COLUMNS
 
         def fits(count: int) -> bool:
-            return self.slice_of(count).placement(block_shared, backward).state_on_chip
+            return self.slice_of(count).placement(block_shared, backward).on_chip
 
         few = [count for count in (1, 2, MOST_TO_FIT) if count == 1 or divides(count)]
         slices = next(filter(fits, few[:1] if self.degree else few), 1)
@@ -290,7 +291,7 @@ class OmegaMemory:
         """Blocks that share the chunks of a deep memory: team_for in omega_plan.cu."""
         if not self.deep or self.muon or 4 * items > multiprocessors:
             return None
-        if self.placement(block_shared, backward).state_on_chip:
+        if self.placement(block_shared, backward).on_chip:
             return None
         step = self.lift_tile if self.degree else 0
         team = Team(TILE_ROWS, TILE_COLUMNS, step)

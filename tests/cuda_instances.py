@@ -185,8 +185,16 @@ def calls(group: str) -> Iterator[Call | OmegaCall]:
                 yield Call(dtype, (5, k), degree)
     yield from (OmegaCall(case, dtype, precision) for case, dtype in omega_cases(group))
     for dtype in DTYPES[:2] if group == "sm_80" else DTYPES[:1]:
-        yield OmegaCall(TEAM, dtype, precision, TEAM_KIB)
-        yield OmegaCall(TWO_HEADS, dtype, precision, TWO_HEADS_KIB, multiprocessors=1)
+        yield team_call(dtype, precision)
+        yield two_heads_call(dtype, precision)
+
+
+def team_call(dtype: torch.dtype, precision: str) -> OmegaCall:
+    return OmegaCall(TEAM, dtype, precision, TEAM_KIB)
+
+
+def two_heads_call(dtype: torch.dtype, precision: str) -> OmegaCall:
+    return OmegaCall(TWO_HEADS, dtype, precision, TWO_HEADS_KIB, multiprocessors=1)
 
 
 def omega_cases(group: str) -> Iterator[tuple[testing.Case, torch.dtype]]:

@@ -12,13 +12,15 @@ cudaOccDeviceProp device(int capability) {
   device.computeMajor = capability / 10;
   device.computeMinor = capability % 10;
   device.maxThreadsPerBlock = 1024;
-  device.maxThreadsPerMultiprocessor = capability == 75 ? 1024 : 2048;
+  device.maxThreadsPerMultiprocessor = capability == 75 ? 1024 : capability == 86 ? 1536 : 2048;
   device.regsPerBlock = device.regsPerMultiprocessor = 65536;
   device.warpSize = 32;
   device.sharedMemPerBlock = 48 << 10;
-  device.sharedMemPerMultiprocessor = (capability == 75 ? 64 : capability == 80 ? 164 : 228) << 10;
+  device.sharedMemPerMultiprocessor =
+      (capability == 75 ? 64 : capability == 80 ? 164 : capability == 86 ? 100 : 228) << 10;
   device.numSms = 1;
-  device.sharedMemPerBlockOptin = (capability == 75 ? 64 : capability == 80 ? 163 : 227) << 10;
+  device.sharedMemPerBlockOptin =
+      device.sharedMemPerMultiprocessor - (capability == 75 ? 0 : 1 << 10);
   device.reservedSharedMemPerBlock = capability == 75 ? 0 : 1 << 10;
   return device;
 }

@@ -24,6 +24,8 @@ from cuda_instances import (
     launches,
     record,
     short_name,
+    team_call,
+    two_heads_call,
 )
 from torch import Tensor
 
@@ -296,6 +298,17 @@ def test_every_call_of_the_instances(group: str) -> None:
         for name, value in call.run_emulated(GROUPS[group][0]).items():
             error = testing.relative_error(value, wanted[name])
             assert error <= tolerance(call), f"{group} {call.id} {name}: {error:.1e}"
+
+
+def test_calls_take_the_plans_that_they_name() -> None:
+    """A forward and a backward: two blocks of one multiprocessor each; a launch for every chunk."""
+    with testing.emulated() as backend:
+        backend.reset_counters()
+        two_heads_call(torch.float32, "highest").run_emulated(80)
+        counters = backend.counters()
+        assert (counters["launches"], counters["blocks"]) == (2, 2 * 2)
+        team_call(torch.float32, "highest").run_emulated(80)
+        assert backend.counters()["launches"] > 2 + 2
 
 
 def test_every_instance_is_launched(tmp_path: Path) -> None:

@@ -260,32 +260,44 @@ TWO_HEADS: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
     "in_the_middle_of_chunks": (4, TEAMS["in_the_middle_of_chunks"] | {"V": 30}),
-    "packed": (8, TEAMS["packed"]),
     "wide_window": (4, TEAMS["wide_window"]),
 }  # fmt: skip
 
 
+def plan_of_blocks(items: int, multiprocessors: int) -> tuple[bool, int]:
+    """Whether two heads share a multiprocessor, and how many blocks there are."""
+    two = -(-items // multiprocessors) % 2 == 0
+    return two, min(items, (2 if two else 1) * multiprocessors)
+
+
 @pytest.mark.parametrize("name", TWO_HEADS)
 def test_two_heads_on_a_multiprocessor(name: str, backend: Any) -> None:
-    """Blocks of half the warps and shared memory, two for each multiprocessor; one more of these,
-    and each block has one to itself."""
+    """Blocks of half the warps and shared memory, two for each multiprocessor, where that halves
+    the rounds."""
     items, options = TWO_HEADS[name]
-    lead = (1, 75) if name == "packed" else (2, 75)
-    case = _omega(name, "", lead, **{"W": 12, "chunk_size": 32, **options})
-    found, kibibytes = {}, 72 if name == "features" else 64
-    for multiprocessors in (items // 2 - 1, items // 2 + 1):
-        backend.set_device(80, multiprocessors, shared_kib=kibibytes)
+    case = _omega(name, "", (2, 75), **{"W": 12, "chunk_size": 32, **options})
+    found: dict[bool, torch.Tensor] = {}
+    for multiprocessors in range(1, items + 1):
+        backend.set_device(80, multiprocessors, shared_kib=72 if name == "features" else 64)
         backend.reset_counters()
         with torch.no_grad():
-            found[multiprocessors] = case.run(case.inputs(F32))["o"]
-        two = multiprocessors < items // 2
-        blocks = 2 * multiprocessors if two else multiprocessors
+            o = case.run(case.inputs(F32))["o"]
+        two, blocks = plan_of_blocks(items, multiprocessors)
         assert backend.counters()["blocks"] == blocks
         assert backward_counters(case, backend) == (1, blocks)
-        check_case(case)
-        check_case(case, torch.bfloat16)
-    one, other = found.values()
-    assert torch.equal(one, other) or name == "features"  # tiles of another width
+        assert torch.equal(o, found.setdefault(two, o))
+        if found[two] is o:
+            check_case(case)
+            check_case(case, torch.bfloat16)
+    # Tiles of another width add up in another order.
+    assert torch.equal(found[False], found[True]) == (name != "features")
+
+
+def test_packed_sequences_do_not_share_a_multiprocessor(backend: Any) -> None:
+    case = team_case("packed")
+    for multiprocessors in (2, 4):
+        backend.set_device(80, multiprocessors, shared_kib=64)
+        assert backward_counters(case, backend) == (1, multiprocessors)
 
 
 @pytest.mark.parametrize("capability", [75, 86, 90])

@@ -87,8 +87,10 @@ def test_placement_is_the_launchers(
     words = f"split {words}" if sizes.ns_steps and capability >= 80 else words
     state = "weights and momentum" if sizes.momentum else "weights"
     state = f"gradients of {state}" if backward else state
-    state, partly = ("the steps' matrices", "partly ") if sizes.ns_steps else (state, "")
-    where = "on chip" if mine.state_on_chip else f"{partly}in device memory"
+    partly = "partly " if sizes.ns_steps else ""
+    if sizes.ns_steps:
+        state = f"squares and {'the gradient of X' if backward else 'X'}"
+    where = "on chip" if mine.on_chip else f"{partly}in device memory"
     where += f", {slices} slices of V" if slices > 1 else ""
     where += f", {part.residents} heads a multiprocessor" if part.residents > 1 else ""
     assert text.startswith(f"{form} form: {words}, {state} {where}, {part.threads} threads, ")
@@ -141,12 +143,13 @@ def test_two_heads_share_a_multiprocessor(plan: Callable[..., str], op: str) -> 
 
 
 # Squares, X and its successor: 4 x 17 + 2 x 41 KiB of either preset.
-@pytest.mark.parametrize("op", ["omega_rule", "omega_rule_backward"])
 @pytest.mark.parametrize("sizes", [PRESET, GATED_PRESET], ids=lambda sizes: sizes.title)
-def test_newton_schulz_stays_on_chip(plan: Callable[..., str], sizes: OmegaSizes, op: str) -> None:
+def test_newton_schulz_stays_on_chip(plan: Callable[..., str], sizes: OmegaSizes) -> None:
     for capability, fits in {75: False, 80: True, 86: False, 90: True, 100: True}.items():
-        text = plan(op, "bfloat16", sizes, False, capability)
-        assert ("the steps' matrices on chip" in text) == fits, capability
+        text = plan("omega_rule", "bfloat16", sizes, False, capability)
+        assert ("squares and X on chip" in text) == fits, capability
+        text = plan("omega_rule_backward", "bfloat16", sizes, False, capability)
+        assert ("squares and the gradient of X on chip" in text) == fits, capability
 
 
 def test_plan_refuses_sizes(plan: Callable[..., str]) -> None:
@@ -184,24 +187,36 @@ def test_products_by_hand() -> None:
 
 
 def test_what_two_heads_gain() -> None:
-    """docs/cuda.md, "Two heads on a multiprocessor": thousands of instructions a chunk."""
+    """docs/cuda.md, "Two heads on a multiprocessor": thousands of instructions a chunk, and KiB of
+    a head in device memory."""
     assert Product(79, 64, 153).chain(8) == 20 * 99 + 600
     assert Product(79, 16, 64).chain(4) == 8 * 99 + 600
-    for memory, degree, K, wanted in (
-        ("mlp", 0, 16, (27.5, 19.1, 76.6, 58.7)),
-        ("gated_mlp", 0, 16, (37.2, 25.9, 108, 82.6)),
-        ("mlp", 0, 32, (29.3, 20.7, 82.4, 63.8)),
-        ("mlp", 2, 16, (45.2, 44.0, 132, 136)),
+    for memory, degree, K, wanted, kibibytes in (
+        ("mlp", 0, 16, (27.5, 19.1, 76.6, 58.7), [0, 76, 244, 353]),
+        ("gated_mlp", 0, 16, (37.2, 25.9, 108, 82.6), [21, 119, 371, 484]),
+        ("mlp", 0, 32, (29.3, 20.7, 82.4, 63.8), [0, 106, 305, 414]),
+        ("mlp", 2, 16, (45.2, 44.0, 132, 136), [64, 156, 383, 474]),
     ):
         one = OmegaRule(K, K, 64, degree=degree, memory=memory)
-        found = []
+        found, lying = [], []
         for backward in (False, True):
             two = one.resident(BLOCK_SHARED[90] << 10, backward, items=2, multiprocessors=1)
             for rule, heads in ((one, 2), (two, 1)):
                 made = rule.backward_products(2048) if backward else rule.products(2048)
                 chain = sum(product.chain(rule.threads // 32) for product in made)
                 found.append(heads * chain / 32 / 1000)
+                place = rule.placement(BLOCK_SHARED[90] << 10, backward)
+                lying.append(round(place.scratch_bytes / 1024))
         assert found == pytest.approx(wanted, abs=0.5 if max(wanted) > 100 else 0.05)
+        assert lying == kibibytes
+
+
+def test_two_heads_share_where_rounds_are_halved() -> None:
+    rule, shared = OmegaRule(16, 16, 64, memory="mlp"), BLOCK_SHARED[90] << 10
+    rounds = {4: 1, 5: 2, 8: 2, 9: 3, 12: 3, 13: 4, 16: 4, 17: 5}
+    for items, count in rounds.items():
+        two = rule.resident(shared, False, items, multiprocessors=4).residents == 2
+        assert two == (count % 2 == 0)
 
 
 # docs/math/omega_rule.md, section 3, for a chunk of n tokens and R rows.

@@ -60,14 +60,13 @@ std::string describe(const cuda_kernels::OmegaPlan& plan, const cuda_kernels::Om
           : muon             ? "split tf32 tensor cores, "
                              : "tf32 tensor cores, ";
   if (muon) {
-    text += "the steps' matrices ";
+    text += pass == cuda_kernels::OmegaPass::backward ? "squares and the gradient of X "
+                                                      : "squares and X ";
   } else {
     if (pass == cuda_kernels::OmegaPass::backward) text += "gradients of ";
     text += o.momentum ? "weights and momentum " : "weights ";
   }
-  text += plan.state_on_chip ? "on chip, "
-          : muon             ? "partly in device memory, "
-                             : "in device memory, ";
+  text += plan.on_chip ? "on chip, " : muon ? "partly in device memory, " : "in device memory, ";
   if (plan.slices > 1) text += std::to_string(plan.slices) + " slices of V, ";
   if (plan.residents > 1) text += std::to_string(plan.residents) + " heads a multiprocessor, ";
   return text + resources(plan);
@@ -76,7 +75,7 @@ std::string describe(const cuda_kernels::OmegaPlan& plan, const cuda_kernels::Om
 // The rows of all tokens beside what the plan counts, which has none of them.
 std::string describe_exponential(const cuda_kernels::OmegaPlan& plan) {
   return std::string(plan.tensor_cores ? "tf32 tensor cores, " : "float multiply-adds, ") +
-         (plan.state_on_chip ? "a chunk on chip, " : "a chunk partly in device memory, ") +
+         (plan.on_chip ? "a chunk on chip, " : "a chunk partly in device memory, ") +
          resources(plan) + ", rows of all tokens in scratch";
 }
 

@@ -50,7 +50,7 @@ OmegaPlan exp_omega_rule_plan(OmegaPass pass, const ExpOmegaOptions& options, Dt
   OmegaArena arena{nullptr, nullptr, std::min(all.shared_used, most)};
   OmegaPlan plan{};
   plan.slices = 1;
-  plan.state_on_chip = take(pass, arena, o);
+  plan.on_chip = take(pass, arena, o);
   plan.tensor_cores = capability >= 80 && (dtype != Dtype::f32 || allow_tf32);
   plan.threads = block_threads_for(o.omega);
   plan.shared_bytes = arena.shared_limit * kFloat;

@@ -44,9 +44,9 @@ OmegaPlan plan_of(int64_t blocks, int multiprocessors, int limit, const Take& ta
   plan.threads = kOmegaThreads;
   plan.shared_bytes = arena.shared_limit * kFloat;
   plan.scratch_bytes = arena.device_used * kFloat;
-  plan.state_on_chip = plan.scratch_bytes == 0;
+  plan.on_chip = plan.scratch_bytes == 0;
   plan.slices = 1;
-  plan.blocks = plan.state_on_chip ? blocks : std::min<int64_t>(blocks, multiprocessors);
+  plan.blocks = plan.on_chip ? blocks : std::min<int64_t>(blocks, multiprocessors);
   plan.blocks = std::min<int64_t>(plan.blocks, std::numeric_limits<int>::max());
   return plan;
 }

@@ -14,11 +14,8 @@ cudaError_t launch_typed(void (*)(Parameters...), dim3 grid, dim3 block, size_t 
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   const void* function = reinterpret_cast<const void*>(kKernel);
   if (shared_bytes > kOptInBeyond) {
-    cudaError_t status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              static_cast<int>(shared_bytes));
-    if (status == cudaSuccess)  // room for as many of its blocks as fit
-      status = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                    cudaSharedmemCarveoutMaxShared);
+    const cudaError_t status = cudaFuncSetAttribute(
+        function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (status != cudaSuccess) return status;
   }
   const auto start = [&](Parameters... parameters) {
@@ -32,6 +29,14 @@ template <auto kKernel, class... Arguments>
 cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    Arguments... arguments) {
   return launch_typed<kKernel>(kKernel, grid, block, shared_bytes, stream, arguments...);
+}
+
+// Asks for as much shared memory as a multiprocessor can have, for several of the kernel's blocks.
+template <auto kKernel>
+cudaError_t prefer_shared_memory() {
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kKernel),
+                              cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
 }
 
 // What a launcher needs to know of the current device to choose a kernel.

@@ -45,7 +45,7 @@ int block_threads_for(OmegaPass pass, const OmegaOptions& o, int residents = 1) 
   return warps * kWarp;
 }
 
-// Lays the pass's buffers out; true as OmegaPlan::state_on_chip.
+// Lays the pass's buffers out; true as OmegaPlan::on_chip.
 bool take(OmegaPass pass, OmegaArena& arena, const OmegaOptions& o, int threads) {
   OmegaWork work{};
   OmegaGrads grads{};
@@ -107,13 +107,14 @@ int parts_for(OmegaPass pass, const OmegaOptions& o, int slices, int64_t items, 
 }
 
 // Two heads of a deep memory share a multiprocessor, each a block of half its warps and shared
-// memory, where it has two of them and their states fit. Outputs no wider than a tile leave most
-// warps of a single block without work; with Newton-Schulz its steps would leave the chip.
+// memory, where their states fit and half as many rounds are left; not of packed sequences, which
+// a single long one may keep waiting. Outputs no wider than a tile leave several warps of a single
+// block without work; with Newton-Schulz its steps would leave the chip.
 int residents_for(OmegaPass pass, const OmegaOptions& o, int64_t limit, int64_t items,
-                  int multiprocessors) {
+                  int multiprocessors, int64_t packed) {
   constexpr int kResidents = 2;
   if (pass == OmegaPass::update || o.matrices == 1 || o.schedule.steps > 0 ||
-      o.value > kTileColumns || items < kResidents * int64_t{multiprocessors})
+      o.value > kTileColumns || packed > 1 || ceil_divide(items, multiprocessors) % kResidents != 0)
     return 1;
   const bool fills = block_threads_for(pass, sized(o, 1)) == kOmegaThreads;
   return fills && state_fits(pass, sized(o, 1, kResidents), most_floats(limit, kResidents),
@@ -170,16 +171,16 @@ OmegaPlan omega_rule_plan(OmegaPass pass, const OmegaOptions& options, Dtype dty
   items *= plan.slices;
   plan.parts = parts_for(pass, options, plan.slices, items, multiprocessors, chunks, rows);
   items *= plan.parts;
-  plan.residents = residents_for(pass, options, limit, items, multiprocessors);
+  plan.residents = residents_for(pass, options, limit, items, multiprocessors, packed);
   const OmegaOptions o = sized(options, plan.slices, plan.residents);
   const int64_t most = most_floats(limit, plan.residents);
   plan.threads = block_threads_for(pass, o, plan.residents);
   OmegaArena all{nullptr, nullptr, std::numeric_limits<int64_t>::max()};
   take(pass, all, o, plan.threads);
   OmegaArena arena{nullptr, nullptr, std::min(all.shared_used, most)};
-  plan.state_on_chip = take(pass, arena, o, plan.threads);
+  plan.on_chip = take(pass, arena, o, plan.threads);
   plan.tensor_cores = capability >= 80 && (dtype != Dtype::f32 || allow_tf32);
-  if (!plan.state_on_chip && pass != OmegaPass::update)
+  if (!plan.on_chip && pass != OmegaPass::update)
     plan.team = team_for(pass, o, items, multiprocessors, chunks, packed, plan.threads);
   if (plan.team.rows > 0) {
     OmegaWork own{};

@@ -4,9 +4,10 @@
 namespace atlas::kernels::cuda {
 
 // Features of one tile: so many that the chunk's rows of them take about this many floats, fewer
-// beside the matrices of Newton-Schulz and where blocks share a multiprocessor.
+// beside the matrices of Newton-Schulz (an update has few rows) and where blocks share a
+// multiprocessor.
 inline int lift_floats(const OmegaOptions& o, int residents) {
-  return (o.schedule.steps > 0 ? 6 << 10 : 8 << 10) / residents;
+  return (o.schedule.steps > 0 && o.chunk > 1 ? 6 << 10 : 8 << 10) / residents;
 }
 
 // The options with their sizes, of one slice of V and one of `residents` blocks.

@@ -167,8 +167,9 @@ struct OmegaPlan {
   int parts;              // of an item's chunks in the backward; `blocks` counts those of all parts
   int residents = 1;      // blocks that are to share a multiprocessor
   OmegaTeam team;         // of a deep memory; `blocks` are then items
-  bool state_on_chip;     // the memory and its momentum (backward: their gradients; Newton-Schulz:
-                          // the matrices of its steps; update: all buffers) stay in shared memory
+  bool on_chip;           // the memory and its momentum (backward: their gradients; Newton-Schulz:
+                          // its squares, X and X's successor; update: all buffers) stay in shared
+                          // memory
 };
 
 enum class OmegaPass : int { forward, backward, update };

@@ -135,7 +135,7 @@ __host__ __device__ __forceinline__ void take_own(OmegaWork& w, OmegaArena& aren
   w.line = arena.take(kOmegaWarps);
   w.c = arena.take(kScaleSlots);
   if (o.degree == 0) return;
-  if (o.schedule.steps == 0) take_tile(w, arena, o);
+  if (o.schedule.steps == 0) take_tile(w, arena, o);  // else take_states does
   w.lift.indices = reinterpret_cast<uint32_t*>(arena.take(2 * static_cast<int64_t>(o.features)));
   w.lift.roots = arena.take(o.features);
 }
@@ -184,9 +184,9 @@ __host__ __device__ __forceinline__ bool take_newton_schulz(OmegaWork& w, OmegaA
   return arena.device_used == before;
 }
 
-// A state and its momentum, or their gradients. With Newton-Schulz, whose steps meet their own
-// matrices far more often than a write meets the features and the state, those come first. True if
-// what comes first, the steps' matrices or the states, is in shared memory.
+// A state and its momentum, or their gradients. With Newton-Schulz the matrices of its steps come
+// first, which are met far more often than what a write meets: the features, the momentum, the
+// weights. True if what comes first is in shared memory.
 __host__ __device__ __forceinline__ bool take_states(float*& weights, float*& momentum,
                                                      bool with_momentum, OmegaWork& w,
                                                      OmegaArena& arena, const OmegaOptions& o,

@@ -67,6 +67,11 @@ cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stre
   return launch_typed<kKernel>(kKernel, grid, block, shared_bytes, stream, arguments...);
 }
 
+template <auto kKernel>
+cudaError_t prefer_shared_memory() {
+  return cudaSuccess;
+}
+
 // What a launcher needs to know of the current device to choose a kernel.
 struct Device {
   int capability;    // 10 * major + minor
