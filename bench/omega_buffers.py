@@ -9,7 +9,7 @@ from typing import TypeVar
 
 TILE_ROWS, TILE_COLUMNS = 16, 32  # a warp's results of a product
 STATIC, RESERVED, WARPS = 1 << 10, 1 << 10, 8
-LIFT_FLOATS, LIFT_FLOATS_MUON = 8 << 10, 6 << 10
+LIFT_FLOATS = 8 << 10
 MOST_RESIDENTS = 2  # heads that share a multiprocessor
 MOST_TO_FIT = 4  # slices of V that make a state fit
 MOST_SUMMANDS = 1 << 30  # bytes
@@ -106,8 +106,7 @@ class OmegaMemory:
     @property
     def lift_tile(self) -> int:
         """Features that are made at a time."""
-        floats = LIFT_FLOATS_MUON if self.muon and self.C > 1 else LIFT_FLOATS
-        floats //= self.residents
+        floats = LIFT_FLOATS // self.residents
         return min(self.features, max(floats // self.rows // 32 * 32, 32))
 
     def buffers(self) -> Iterator[tuple[str, int]]:
@@ -147,8 +146,8 @@ class OmegaMemory:
         state = sum(self._held())
         states = [(f"{of}weights", state)] + ([(f"{of}momentum", state)] if momentum else [])
         if self.muon:
-            yield from self._schulz_buffers(squares)
             yield from self._tile() if self.degree else ()
+            yield from self._schulz_buffers(squares)
             states.reverse()
         yield from states
 
@@ -272,8 +271,13 @@ class OmegaMemory:
         """With blocks that may have `block_shared` bytes: what fits is taken in order."""
         wanted = self.backward_buffers() if backward else self.buffers()
         taken = {name: math.ceil(floats / 4) * 4 for name, floats in wanted}
-        each = (block_shared + RESERVED) // self.residents - RESERVED - STATIC
-        limit = min(sum(taken.values()), each // 4)
+        room = ((block_shared + RESERVED) // self.residents - RESERVED - STATIC) // 4
+        if self.muon and self.degree and taken["lift.tile"] <= max(self._held()):
+            names = list(taken)
+            others = names[: names.index("ns[1]") + 1]
+            if sum(taken[name] for name in others if name != "lift.tile") <= room:
+                del taken["lift.tile"]  # which lies in ns[1]: take_steps
+        limit = min(sum(taken.values()), room)
         shared: dict[str, int] = {}
         for name, floats in taken.items():
             if sum(shared.values()) + floats <= limit:

@@ -264,6 +264,21 @@ TWO_HEADS: dict[str, tuple[int, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("memory", ["mlp", "gated_mlp"])
+def test_features_in_the_memory_of_x(memory: str, backend: Any) -> None:
+    """With Newton-Schulz: the same bits as where they have memory of their own."""
+    options = {"K": 8, "V": 8, "F": 72, "degree": 2, "scales": True, "theta": True, "ns_steps": 2}
+    case = _omega("muon", "", (2, 20), W=6, chunk_size=16, ns_every=4, memory=memory, **options)
+    found = []
+    for kibibytes in (163, 64, 24):  # squares and X have 64 KiB, squares 37
+        backend.set_device(80, shared_kib=kibibytes)
+        with torch.no_grad():
+            found.append(case.run(case.inputs(F32))["o"])
+        check_case(case)
+        check_case(case, torch.bfloat16)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def plan_of_blocks(items: int, multiprocessors: int) -> tuple[bool, int]:
     """Whether two heads share a multiprocessor, and how many blocks there are."""
     two = -(-items // multiprocessors) % 2 == 0

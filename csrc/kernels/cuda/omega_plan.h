@@ -3,12 +3,9 @@
 
 namespace atlas::kernels::cuda {
 
-// Features of one tile: so many that the chunk's rows of them take about this many floats, fewer
-// beside the matrices of Newton-Schulz (an update has few rows) and where blocks share a
-// multiprocessor.
-inline int lift_floats(const OmegaOptions& o, int residents) {
-  return (o.schedule.steps > 0 && o.chunk > 1 ? 6 << 10 : 8 << 10) / residents;
-}
+// Features of one tile: so many that the chunk's rows of them take about this many floats, shared
+// by the blocks of a multiprocessor.
+constexpr int kLiftFloats = 8 << 10;
 
 // The options with their sizes, of one slice of V and one of `residents` blocks.
 inline OmegaOptions sized(OmegaOptions o, int slices, int residents = 1) {
@@ -35,7 +32,7 @@ inline OmegaOptions sized(OmegaOptions o, int slices, int residents = 1) {
     sz.elongated = sz.elongated || is_elongated(m.in, m.out);
   }
   if (o.degree > 0) {
-    const int most = larger(lift_floats(o, residents) / sz.rows / 32 * 32, 32);
+    const int most = larger(kLiftFloats / residents / sz.rows / 32 * 32, 32);
     sz.tile = o.features < most ? o.features : most;
     sz.tp = leading(sz.tile);
   }

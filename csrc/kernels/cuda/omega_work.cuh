@@ -49,12 +49,16 @@ struct OmegaArena {
 
   __host__ __device__ __forceinline__ float* take(int64_t floats) {
     floats = (floats + 3) / 4 * 4;
-    const bool fits = shared_used + floats <= shared_limit;
+    const bool fits = has_shared(floats);
     int64_t& used = fits ? shared_used : device_used;
     float* const memory = fits ? shared : device;
     float* const taken = memory == nullptr ? nullptr : memory + used;
     used += floats;
     return taken;
+  }
+
+  __host__ __device__ __forceinline__ bool has_shared(int64_t floats) const {
+    return shared_used + floats <= shared_limit;
   }
 
   // From the scratch, whatever is free.
@@ -135,7 +139,7 @@ __host__ __device__ __forceinline__ void take_own(OmegaWork& w, OmegaArena& aren
   w.line = arena.take(kOmegaWarps);
   w.c = arena.take(kScaleSlots);
   if (o.degree == 0) return;
-  if (o.schedule.steps == 0) take_tile(w, arena, o);  // else take_states does
+  if (o.schedule.steps == 0) take_tile(w, arena, o);  // else take_steps does
   w.lift.indices = reinterpret_cast<uint32_t*>(arena.take(2 * static_cast<int64_t>(o.features)));
   w.lift.roots = arena.take(o.features);
 }
@@ -174,27 +178,39 @@ __host__ __device__ __forceinline__ void take_rows(OmegaWork& w, OmegaArena& are
   if (is_deep(o)) take_hidden(w, arena, o);
 }
 
-// True if the matrices of the steps are in shared memory.
-__host__ __device__ __forceinline__ bool take_newton_schulz(OmegaWork& w, OmegaArena& arena,
+__host__ __device__ __forceinline__ void take_newton_schulz(OmegaWork& w, OmegaArena& arena,
                                                             const OmegaOptions& o, int squares) {
-  const int64_t before = arena.device_used;
   for (int i = 0; i < squares; ++i)
     w.squares[i] = arena.take(static_cast<int64_t>(o.sizes.side) * leading(o.sizes.side));
   for (float*& matrix : w.ns) matrix = arena.take(o.sizes.largest);
+}
+
+// What Newton-Schulz has, and the features of a tile, of which its steps know nothing: they share
+// the memory of X's successor where that is on chip, else the features come first. True if the
+// matrices of the steps are in shared memory.
+__host__ __device__ __forceinline__ bool take_steps(OmegaWork& w, OmegaArena& arena,
+                                                    const OmegaOptions& o, int squares) {
+  const OmegaSizes& sz = o.sizes;
+  const int64_t steps = int64_t{squares} * sz.side * leading(sz.side) + 2 * int64_t{sz.largest},
+                tile = static_cast<int64_t>(sz.rows) * sz.tp;
+  const bool shares = o.degree > 0 && tile <= sz.largest && arena.has_shared(steps);
+  if (o.degree > 0 && !shares) take_tile(w, arena, o);
+  const int64_t before = arena.device_used;
+  take_newton_schulz(w, arena, o, squares);
+  if (shares) w.lift.tile = w.ns[1];
   return arena.device_used == before;
 }
 
 // A state and its momentum, or their gradients. With Newton-Schulz the matrices of its steps come
-// first, which are met far more often than what a write meets: the features, the momentum, the
-// weights. True if what comes first is in shared memory.
+// first, which are met far more often than the momentum and the weights, which a write meets. True
+// if what comes first is in shared memory.
 __host__ __device__ __forceinline__ bool take_states(float*& weights, float*& momentum,
                                                      bool with_momentum, OmegaWork& w,
                                                      OmegaArena& arena, const OmegaOptions& o,
                                                      int squares) {
   momentum = nullptr;
   if (o.schedule.steps > 0) {
-    const bool on_chip = take_newton_schulz(w, arena, o, squares);
-    if (o.degree > 0) take_tile(w, arena, o);
+    const bool on_chip = take_steps(w, arena, o, squares);
     if (with_momentum) momentum = arena.take(o.sizes.state);
     weights = arena.take(o.sizes.state);
     return on_chip;
