@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from bench.cuda_work import RESERVED
+
 TILE_ROWS, TILE_COLUMNS = 16, 32  # a warp's results of a product
-STATIC, RESERVED, WARPS = 1 << 10, 1 << 10, 8
+STATIC, WARPS = 1 << 10, 8
 LIFT_FLOATS = 8 << 10
 MOST_RESIDENTS = 2  # heads that share a multiprocessor
 MOST_TO_FIT = 4  # slices of V that make a state fit
@@ -208,11 +210,10 @@ class OmegaMemory:
         self: Memory, block_shared: int, backward: bool, items: int, multiprocessors: int
     ) -> Memory:
         """What one block has where two heads share a multiprocessor: residents_for in
-        omega_plan.cu."""
+        omega_plan.cu, but for packed sequences, which do not."""
         half = replace(self, residents=MOST_RESIDENTS)
         shares_it = (
             self.deep
-            and not self.muon
             and self.V <= TILE_COLUMNS
             and math.ceil(items / multiprocessors) % MOST_RESIDENTS == 0
             and self.threads == 32 * WARPS

@@ -246,7 +246,7 @@ def compiled_instances() -> set[str]:
         text=True,
         check=True,
     ).stdout
-    return set(re.findall(r"\b[TW] (_ZN5atlas7kernels4cuda\w+_kernel(?:I|E)\w+)$", listed, re.M))
+    return set(re.findall(r"\b[TW] (_ZN5atlas7kernels4cuda\d+[a-z_]+_kernel(?:I|E)\w+)$", listed, re.M))
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ def test_no_teams_where_heads_fill_the_device_or_states_fit(backend: Any) -> Non
         assert backward_counters(case, backend) == (1, 4)
 
 
-# Items of each; a head's states fit twice in the shared memory, its chunk does not.
+# Items of each; what a head uses most fits twice in the shared memory, its chunk does not.
 TWO_HEADS: dict[str, tuple[int, dict[str, Any]]] = {
     "mlp": (6, {"K": 24, "V": 28, "F": 40, "H": 3, "memory": "mlp"}),
     "gated": (4, {**TEAMS["gated"], "F": 40}),
@@ -261,6 +261,10 @@ TWO_HEADS: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "in_the_middle_of_chunks": (4, TEAMS["in_the_middle_of_chunks"] | {"V": 30}),
     "wide_window": (4, TEAMS["wide_window"]),
+    "muon": (
+        4,
+        {"K": 12, "V": 12, "F": 72, "memory": "mlp", "theta": True, "ns_steps": 2, "ns_every": 16},
+    ),
 }  # fmt: skip
 
 
@@ -304,8 +308,8 @@ def test_two_heads_on_a_multiprocessor(name: str, backend: Any) -> None:
         if found[two] is o:
             check_case(case)
             check_case(case, torch.bfloat16)
-    # Tiles of another width add up in another order.
-    assert torch.equal(found[False], found[True]) == (name != "features")
+    # Tiles of another width and norms by other warps add up in another order.
+    assert torch.equal(found[False], found[True]) or name in ("features", "muon")
 
 
 def test_packed_sequences_do_not_share_a_multiprocessor(backend: Any) -> None:

@@ -37,6 +37,8 @@ PLANNED = (
     OmegaSizes(64, 64, F=64, matrices=3),
     GATED_DUAL_PRESET,
     OmegaSizes(16, 16, F=64, matrices=2),
+    OmegaSizes(16, 16, F=64, matrices=2, ns_steps=5),
+    OmegaSizes(8, 8, F=16, degree=2, matrices=2, ns_steps=5),  # its features are wider than X
     OmegaSizes(16, 16, F=64, degree=2, matrices=2, momentum=0, ns_steps=5),
     OmegaSizes(8, 24, W=1, C=1),
     OmegaSizes(5, 3, F=7, W=40, C=16, degree=3, matrices=3),
@@ -87,10 +89,10 @@ def test_placement_is_the_launchers(
     words = f"split {words}" if sizes.ns_steps and capability >= 80 else words
     state = "weights and momentum" if sizes.momentum else "weights"
     state = f"gradients of {state}" if backward else state
-    partly = "partly " if sizes.ns_steps else ""
     if sizes.ns_steps:
         state = f"squares and {'the gradient of X' if backward else 'X'}"
-    where = "on chip" if mine.on_chip else f"{partly}in device memory"
+    elsewhere = "not all on chip" if sizes.ns_steps else "in device memory"
+    where = "on chip" if mine.on_chip else elsewhere
     where += f", {slices} slices of V" if slices > 1 else ""
     where += f", {part.residents} heads a multiprocessor" if part.residents > 1 else ""
     assert text.startswith(f"{form} form: {words}, {state} {where}, {part.threads} threads, ")
@@ -125,7 +127,7 @@ def test_state_is_on_chip_where_it_fits(plan: Callable[..., str], sizes: OmegaSi
 
 
 # Two heads of a deep memory share a multiprocessor where their states fit: 4 x 42.25 KiB of the
-# preset, 4 x 8 KiB of the same without phi.
+# preset, 4 x 8 KiB of the same without phi; with Newton-Schulz its matrices, 2 x 150 and 2 x 15 KiB.
 @pytest.mark.parametrize("op", ["omega_rule", "omega_rule_backward"])
 def test_two_heads_share_a_multiprocessor(plan: Callable[..., str], op: str) -> None:
     for sizes, shared in (
@@ -134,6 +136,7 @@ def test_two_heads_share_a_multiprocessor(plan: Callable[..., str], op: str) -> 
         (GATED_DUAL_PRESET, dict.fromkeys(BLOCK_SHARED, False)),
         (MLP_64, dict.fromkeys(BLOCK_SHARED, False)),  # outputs wider than a tile
         (PRESET, dict.fromkeys(BLOCK_SHARED, False)),
+        (OmegaSizes(16, 16, F=64, matrices=2, ns_steps=5), dict.fromkeys(BLOCK_SHARED, True)),
         (OmegaSizes(16, 16), dict.fromkeys(BLOCK_SHARED, False)),
     ):
         for capability, two in shared.items():
@@ -277,6 +280,10 @@ COUNTED: dict[str, tuple[OmegaRule, int]] = {
     "two heads, features, dot": (
         OmegaRule(8, 8, 72, W=6, C=64, degree=2, memory="gated_mlp", l2=False, momentum=False),
         70,
+    ),
+    "two heads, Newton-Schulz": (
+        OmegaRule(8, 8, 72, W=6, C=16, memory="mlp", ns_steps=2, ns_every=4),
+        22,
     ),
     "Newton-Schulz": (OmegaRule(20, 24, W=6, C=8, ns_steps=2), 11),
     "gated, degree 2, every fourth": (

@@ -66,7 +66,7 @@ std::string describe(const cuda_kernels::OmegaPlan& plan, const cuda_kernels::Om
     if (pass == cuda_kernels::OmegaPass::backward) text += "gradients of ";
     text += o.momentum ? "weights and momentum " : "weights ";
   }
-  text += plan.on_chip ? "on chip, " : muon ? "partly in device memory, " : "in device memory, ";
+  text += plan.on_chip ? "on chip, " : muon ? "not all on chip, " : "in device memory, ";
   if (plan.slices > 1) text += std::to_string(plan.slices) + " slices of V, ";
   if (plan.residents > 1) text += std::to_string(plan.residents) + " heads a multiprocessor, ";
   return text + resources(plan);

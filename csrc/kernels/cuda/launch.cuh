@@ -31,7 +31,8 @@ cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stre
   return launch_typed<kKernel>(kKernel, grid, block, shared_bytes, stream, arguments...);
 }
 
-// Asks for as much shared memory as a multiprocessor can have, for several of the kernel's blocks.
+// Asks for as much shared memory as a multiprocessor can have, for several of the kernel's blocks;
+// this stays with the kernel.
 template <auto kKernel>
 cudaError_t prefer_shared_memory() {
   return cudaFuncSetAttribute(reinterpret_cast<const void*>(kKernel),

@@ -12,7 +12,7 @@ namespace {
 
 // Beside the dynamic shared memory: OmegaWork, OmegaGrads, TeamWork.
 constexpr int64_t kStaticBytes = 1 << 10;
-// What a multiprocessor keeps of its shared memory for each block.
+// What a multiprocessor keeps of its shared memory for each block (nothing on sm_75).
 constexpr int64_t kReservedBytes = 1 << 10;
 
 static_assert(sizeof(OmegaWork) + sizeof(OmegaGrads) + sizeof(TeamWork) <= kStaticBytes,
@@ -54,8 +54,8 @@ bool take(OmegaPass pass, OmegaArena& arena, const OmegaOptions& o, int threads)
   return take_backward(work, grads, arena, o, true, threads);
 }
 
-// Whether the state stays in shared memory of `most` floats.
-bool state_fits(OmegaPass pass, const OmegaOptions& o, int64_t most, int residents = 1) {
+// Whether what is used most (OmegaPlan::on_chip) stays in shared memory of `most` floats.
+bool core_fits(OmegaPass pass, const OmegaOptions& o, int64_t most, int residents = 1) {
   OmegaArena arena{nullptr, nullptr, most};
   return take(pass, arena, o, block_threads_for(pass, o, residents));
 }
@@ -84,9 +84,9 @@ int slices_for(OmegaPass pass, const OmegaOptions& o, int64_t most, int64_t item
   };
   int slices = 1;
   while (o.degree == 0 && slices < kToFit && divides(2 * slices) &&
-         !state_fits(pass, sized(o, slices), most))
+         !core_fits(pass, sized(o, slices), most))
     slices *= 2;
-  if (!state_fits(pass, sized(o, slices), most)) slices = 1;
+  if (!core_fits(pass, sized(o, slices), most)) slices = 1;
   while (2 * slices * items <= multiprocessors && divides(2 * slices) &&
          rows * summand_floats(o, 2 * slices, 1) <= kMostSummandFloats)
     slices *= 2;
@@ -107,17 +107,17 @@ int parts_for(OmegaPass pass, const OmegaOptions& o, int slices, int64_t items, 
 }
 
 // Two heads of a deep memory share a multiprocessor, each a block of half its warps and shared
-// memory, where their states fit and half as many rounds are left; not of packed sequences, which
-// a single long one may keep waiting. Outputs no wider than a tile leave several warps of a single
-// block without work; with Newton-Schulz its steps would leave the chip.
+// memory, where what both use most fits and half as many rounds are left; not of packed sequences,
+// which a single long one may keep waiting. Outputs no wider than a tile leave several warps of a
+// single block without work.
 int residents_for(OmegaPass pass, const OmegaOptions& o, int64_t limit, int64_t items,
                   int multiprocessors, int64_t packed) {
   constexpr int kResidents = 2;
-  if (pass == OmegaPass::update || o.matrices == 1 || o.schedule.steps > 0 ||
-      o.value > kTileColumns || packed > 1 || ceil_divide(items, multiprocessors) % kResidents != 0)
+  if (pass == OmegaPass::update || o.matrices == 1 || o.value > kTileColumns || packed > 1 ||
+      ceil_divide(items, multiprocessors) % kResidents != 0)
     return 1;
   const bool fills = block_threads_for(pass, sized(o, 1)) == kOmegaThreads;
-  return fills && state_fits(pass, sized(o, 1, kResidents), most_floats(limit, kResidents),
+  return fills && core_fits(pass, sized(o, 1, kResidents), most_floats(limit, kResidents),
                              kResidents)
              ? kResidents
              : 1;

@@ -124,7 +124,7 @@ struct OmegaWork {
   float *a, *cf;               // [chunk, rp]; forward: a is its last row
   float* scores;               // [chunk, rp]
   OmegaLift lift;
-  float* ns[2];       // Newton-Schulz: X and its successor,
+  float* ns[2];       // Newton-Schulz: X and its successor, which may be lift.tile between calls,
   float* squares[4];  // and what multiplies them
 };
 
@@ -185,9 +185,9 @@ __host__ __device__ __forceinline__ void take_newton_schulz(OmegaWork& w, OmegaA
   for (float*& matrix : w.ns) matrix = arena.take(o.sizes.largest);
 }
 
-// What Newton-Schulz has, and the features of a tile, of which its steps know nothing: they share
-// the memory of X's successor where that is on chip, else the features come first. True if the
-// matrices of the steps are in shared memory.
+// Newton-Schulz's matrices and the tile of features, which no step needs: it lies in X's successor
+// where it is no larger and all of them fit, else it comes first. Sizes are multiples of four, for
+// `leading` makes them so. True if the matrices are in shared memory.
 __host__ __device__ __forceinline__ bool take_steps(OmegaWork& w, OmegaArena& arena,
                                                     const OmegaOptions& o, int squares) {
   const OmegaSizes& sz = o.sizes;
