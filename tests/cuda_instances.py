@@ -246,7 +246,8 @@ def compiled_instances() -> set[str]:
         text=True,
         check=True,
     ).stdout
-    return set(re.findall(r"\b[TW] (_ZN5atlas7kernels4cuda\d+[a-z_]+_kernel(?:I|E)\w+)$", listed, re.M))
+    kernel = r"_ZN5atlas7kernels4cuda\d+[a-z_]+_kernel(?:I|E)\w+"
+    return set(re.findall(rf"\b[TW] ({kernel})$", listed, re.M))
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ def test_state_is_on_chip_where_it_fits(plan: Callable[..., str], sizes: OmegaSi
 
 
 # Two heads of a deep memory share a multiprocessor where their states fit: 4 x 42.25 KiB of the
-# preset, 4 x 8 KiB of the same without phi; with Newton-Schulz its matrices, 2 x 150 and 2 x 15 KiB.
+# preset, 4 x 8 KiB of the same without phi; with Newton-Schulz its matrices, 2 x 150 KiB and
+# 2 x 15 KiB.
 @pytest.mark.parametrize("op", ["omega_rule", "omega_rule_backward"])
 def test_two_heads_share_a_multiprocessor(plan: Callable[..., str], op: str) -> None:
     for sizes, shared in (

@@ -118,7 +118,7 @@ int residents_for(OmegaPass pass, const OmegaOptions& o, int64_t limit, int64_t 
     return 1;
   const bool fills = block_threads_for(pass, sized(o, 1)) == kOmegaThreads;
   return fills && core_fits(pass, sized(o, 1, kResidents), most_floats(limit, kResidents),
-                             kResidents)
+                            kResidents)
              ? kResidents
              : 1;
 }
