@@ -107,5 +107,5 @@ if __name__ == "__main__":
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.flush()
-    # A thread of torch's that asks for the interpreter while this ends would abort the process.
+    # A thread of torch's that asks for the interpreter while this ends can abort the process.
     os._exit(0)
